@@ -1,0 +1,100 @@
+"""`starserve check`: can this configuration work, and on this machine? Sentences, no tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from serve.engines.vllm import check_arguments
+from serve.settings import Model, Settings, SettingsError
+from serve.weights import is_prepared, prepared_folder
+
+ENGINE_OVERHEAD_GIB = 2.0  # of one engine beyond weights and KV cache: Python, torch, activations
+STACK_GIB = 2.0  # Ray, router, HAProxy
+PREPARED_GIB = 2.0  # disk that an unprepared embedded model wants
+
+
+def machine_problems(settings: Settings, cache: Path) -> list[str]:
+    """What this machine lacks, each with what to do. Empty when it will do."""
+    problems = []
+    if sys.version_info[:2] != (3, 11):
+        problems.append(
+            f"Python {platform.python_version()}: starserve runs on Python 3.11; make .venv with python3.11"
+        )
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        problems.append(f"{platform.system()} on {platform.machine()}: starserve runs on Linux on x86_64")
+    cpu = [m for m in settings.models if m.engine.device == "cpu"]
+    cores, memory = cores_wanted(cpu), memory_wanted_gib(cpu, cache)
+    if cores > (os.cpu_count() or 1):
+        problems.append(f"engine.cores: all engines together want {cores:g} cores, this machine has {os.cpu_count()}; "
+                        "lower engine.cores or engine.replicas")  # fmt: skip
+    free = psutil.virtual_memory().available / (1 << 30)
+    if cpu and memory > free:
+        problems.append(f"memory: the engines and their routers want {memory:.1f} GiB, {free:.1f} GiB are free; "
+                        "lower engine.kv_cache_gib or engine.replicas")  # fmt: skip
+    place = next(p for p in (cache, *cache.parents) if p.exists())
+    disk = shutil.disk_usage(place).free / (1 << 30)
+    if any(not is_prepared(m, cache) for m in settings.models) and disk < PREPARED_GIB:
+        problems.append(f"disk: preparing a model wants {PREPARED_GIB:g} GiB, {disk:.1f} GiB are free; "
+                        "set STARSERVE_CACHE to a larger disk")  # fmt: skip
+    return problems
+
+
+def setting_problems(settings: Settings, cache: Path) -> list[str]:
+    """What is wrong on any machine: settings that contradict each other, or that must be given."""
+    return [problem for model in settings.models for problem in _model_problems(model, cache)]
+
+
+def cores_wanted(models: Sequence[Model]) -> float:
+    return sum(m.engine.cores * m.engine.replicas for m in models)
+
+
+def memory_wanted_gib(models: Sequence[Model], cache: Path) -> float:
+    """Main memory of all CPU replicas: weights, KV cache per rank, and what every process costs."""
+    total = STACK_GIB
+    for model in models:
+        weights = sum(f.stat().st_size for f in prepared_folder(model, cache).glob("*.safetensors")) / (1 << 30)
+        rank = (model.engine.kv_cache_gib or 0) * model.engine.tensor_parallel_size
+        total += model.engine.replicas * (weights + rank + ENGINE_OVERHEAD_GIB)
+    return total
+
+
+def _model_problems(model: Model, cache: Path) -> list[str]:
+    where, engine, problems = f"models.{model.name}", model.engine, []
+    if model.source.repository and model.source.revision is None:
+        problems.append(f"{where}.source.revision: required; name the commit (40 hex digits) that you have reviewed")
+    if engine.device == "cpu" and engine.kv_cache_gib is None:
+        problems.append(f"{where}.engine.kv_cache_gib: required on cpu; by default vLLM would claim nearly all memory")
+    if engine.device == "cpu" and engine.cores < engine.tensor_parallel_size:
+        problems.append(f"{where}.engine.cores: {engine.cores:g} cores cannot carry tensor_parallel_size "
+                        f"{engine.tensor_parallel_size}; give each rank a core")  # fmt: skip
+    if model.templates.prompt_file and not model.templates.prompt_file.is_file():
+        problems.append(f"{where}.templates.prompt_file: there is no such file")
+    if is_prepared(model, cache):
+        problems += _shape_problems(model, json.loads((prepared_folder(model, cache) / "config.json").read_text()))
+    try:
+        check_arguments(model)
+    except SettingsError as e:
+        problems.append(str(e))
+    except ImportError:
+        problems.append(f"{where}.engine.device: vLLM is not installed; install starserve[{engine.device}]")
+    return problems
+
+
+def _shape_problems(model: Model, config: dict[str, object]) -> list[str]:
+    heads = config.get("num_attention_heads", config.get("n_head"))
+    longest = config.get("max_position_embeddings", config.get("n_positions"))
+    where, problems = f"models.{model.name}", []
+    if isinstance(heads, int) and heads % model.engine.tensor_parallel_size:
+        problems.append(f"{where}.engine.tensor_parallel_size: {model.engine.tensor_parallel_size} does not divide the "
+                        f"model's {heads} attention heads")  # fmt: skip
+    if isinstance(longest, int) and model.context_tokens > longest:
+        problems.append(f"{where}.context_tokens: {model.context_tokens} is more than the model's {longest} positions")
+    return problems

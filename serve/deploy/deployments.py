@@ -1,0 +1,109 @@
+"""The two deployments: Router (CPU, the only ingress) and one Engine per model.
+
+In throughput-optimized mode this code runs on the replica's own event loop: nothing here may block once started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import serve as ray_serve
+from ray.serve.handle import DeploymentHandle
+
+from serve import app as application
+from serve import weights
+from serve.deploy.handle import Failure, RayEngine
+from serve.engines.vllm import VllmEngine
+from serve.errors import EngineLost, EngineUnavailable, ServeError
+from serve.settings import Model, Settings
+from serve.tenants import Tenants
+from serve.words import Event, Job
+
+UNBOUNDED = 100_000  # of the queues in a row only our own may be deep; Serve's must never fill first
+
+
+class RouterReplica:
+    """The FastAPI app of `app.build`, with engines that answer over handles."""
+
+    def __init__(
+        self, settings: Settings, folders: Mapping[str, Path], keys: Path, **handles: DeploymentHandle[Any]
+    ) -> None:
+        self._settings, self._folders, self._keys = settings, folders, keys
+        self._handles = handles
+
+    def __serve_build_asgi_app__(self) -> Any:
+        engines = {m.name: RayEngine(self._handles[f"engine_{i}"]) for i, m in enumerate(self._settings.models)}
+        tenants = Tenants.read(self._keys)
+        return application.build(self._settings, self._folders, lambda m: engines[m.name], tenants)
+
+
+class EngineReplica:
+    """One vLLM engine. It exits when the engine core dies; Ray Serve then starts another."""
+
+    async def __init__(self, model: Model, folder: Path) -> None:  # type: ignore[misc]  # Ray awaits it
+        await asyncio.to_thread(weights.verify, folder)
+        self._engine = VllmEngine(model, folder)
+
+    async def generate(self, job: Job) -> AsyncGenerator[Event | Failure, None]:
+        events = self._engine.generate(job)
+        try:
+            async for event in events:
+                yield event
+        except (EngineLost, EngineUnavailable) as e:
+            yield Failure.of(e)
+            self._exit_if_dead()
+        except ServeError as e:
+            yield Failure.of(e)
+        finally:
+            await events.aclose()
+
+    async def check(self) -> Failure | None:
+        try:
+            await self._engine.check()
+        except ServeError as e:
+            self._exit_if_dead()
+            return Failure.of(e)
+        return None
+
+    async def running(self) -> int:
+        """Requests in the engine, for tests and operators."""
+        return self._engine.running
+
+    async def check_health(self) -> None:
+        await self._engine.check()
+
+    def _exit_if_dead(self) -> None:
+        """Leave once the answers on their way are out. A dead engine must not hold its place."""
+        asyncio.get_running_loop().call_later(0.5, os._exit, 1)
+
+
+def application_of(settings: Settings, folders: Mapping[str, Path], keys: Path) -> Any:
+    """The Ray Serve application: a router bound to the engines."""
+    engines = {f"engine_{i}": _engine(m, folders[m.name]) for i, m in enumerate(settings.models)}
+    router = ray_serve.deployment(
+        name="router",
+        num_replicas=settings.router.replicas,
+        max_ongoing_requests=UNBOUNDED,
+        graceful_shutdown_timeout_s=settings.router.drain_s,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": settings.router.cores},
+    )(ray_serve.ingress()(RouterReplica))
+    return router.bind(settings, dict(folders), keys, **engines)
+
+
+def _engine(model: Model, folder: Path) -> Any:
+    engine = model.engine
+    gpus = engine.tensor_parallel_size if engine.device == "gpu" else 0
+    deployment: Any = ray_serve.deployment(
+        name=f"engine-{model.name.replace('/', '--')}",
+        num_replicas=engine.replicas,
+        max_ongoing_requests=UNBOUNDED,
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=5,
+        ray_actor_options={"num_cpus": engine.cores, "num_gpus": gpus},
+    )(EngineReplica)
+    return deployment.bind(model, folder)

@@ -1,0 +1,93 @@
+"""The engine's one verb over a Ray Serve handle. The transport hides here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple
+
+from ray.serve.handle import DeploymentHandle
+
+from serve import errors
+from serve.errors import EngineLost, EngineUnavailable, ServeError
+from serve.words import Event, Job
+
+PATIENCE_S = 2.0  # how long the first event may take before we ask whether the engine lives
+_UNAVAILABLE = "the engine of this model is not running; it restarts by itself, try again soon"
+
+
+class Failure(NamedTuple):
+    """An error as it crosses a process: the class by name, never a traceback."""
+
+    kind: str
+    message: str
+    param: str | None
+
+    @classmethod
+    def of(cls, error: ServeError) -> Failure:
+        return cls(type(error).__name__, error.message, error.param)
+
+    def error(self) -> ServeError:
+        kind: type[ServeError] = getattr(errors, self.kind)
+        return kind(self.message, self.param)
+
+
+class RayEngine:
+    """Engine over a handle. Each job keeps its own handle stream, so that Serve's counts and cancellation hold."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+        self._streams: Any = handle.options(stream=True)
+
+    async def check(self) -> None:
+        calling: Any = self._handle.check.remote()
+        try:
+            failure = await asyncio.wait_for(_result(calling), PATIENCE_S)
+        except Exception:
+            # Whatever Ray says here (no replica, a dead one, a timeout) means the same to a client.
+            raise EngineUnavailable(_UNAVAILABLE) from None
+        if failure is not None:
+            raise failure.error()
+
+    async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
+        stream: Any = self._streams.generate.remote(job)
+        started = False
+        try:
+            item = await self._first(stream)
+            while True:
+                if isinstance(item, Failure):
+                    raise item.error()
+                started = True
+                yield item
+                item = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except (ServeError, asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception:
+            if started:
+                raise EngineLost("the engine stopped while it answered") from None
+            raise EngineUnavailable(_UNAVAILABLE) from None
+        finally:
+            stream.cancel()
+
+    async def _first(self, stream: Any) -> Event | Failure:
+        """Wait for the first event as long as the engine lives: a long prompt or a queue is no failure.
+
+        Without this, a call while no replica runs would wait until one is back.
+        """
+        waiting = asyncio.ensure_future(anext(stream))
+        try:
+            while True:
+                done, _ = await asyncio.wait({waiting}, timeout=PATIENCE_S)
+                if done:
+                    first: Event | Failure = waiting.result()
+                    return first
+                await self.check()
+        finally:
+            waiting.cancel()
+
+
+async def _result(calling: Any) -> Failure | None:
+    answer: Failure | None = await calling
+    return answer

@@ -1,0 +1,138 @@
+"""vLLM in this process. The only file that knows vLLM's engine API (0.32).
+
+vLLM is imported inside functions: importing it costs seconds, and the environment must be set first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serve.errors import BadRequest, EngineLost, EngineUnavailable
+from serve.settings import Model, SettingsError, did_you_mean
+from serve.words import Event, Finish, Job, Usage
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+# Fields of AsyncEngineArgs that follow from other settings, or that would open a door.
+OWNED = {
+    "model": "source", "tokenizer": "source", "served_model_name": "name", "max_model_len": "context_tokens",
+    "tensor_parallel_size": "engine.tensor_parallel_size", "dtype": "engine.dtype",
+    "max_num_seqs": "engine.max_num_seqs", "kv_cache_memory_bytes": "engine.kv_cache_gib",
+    "gpu_memory_utilization": "engine.gpu_memory_utilization", "enforce_eager": "engine.enforce_eager",
+    "load_format": "source (safetensors only)", "trust_remote_code": "nothing: remote code never runs",
+    "hf_token": "nothing: engines load prepared folders", "revision": "source.revision",
+    "enable_log_requests": "nothing: prompts are never logged",
+}  # fmt: skip
+
+
+def check_arguments(model: Model) -> None:
+    """Compare `engine.vllm` with vLLM's own class; raises SettingsError that names the field."""
+    import dataclasses
+
+    prepare_environment(model)
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = sorted({f.name for f in dataclasses.fields(AsyncEngineArgs)} - OWNED.keys())
+    for name in model.engine.vllm:
+        where = f"models.{model.name}.engine.vllm.{name}"
+        if name in OWNED:
+            raise SettingsError(f"{where}: set by {OWNED[name]}, not here")
+        if name not in known:
+            raise SettingsError(f"{where}: vLLM has no such argument{did_you_mean(name, known)}")
+
+
+def prepare_environment(model: Model) -> None:
+    """What must stand in the environment before vLLM is imported."""
+    settings = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if model.engine.device == "cpu":
+        threads = max(1, int(model.engine.cores) // model.engine.tensor_parallel_size)
+        settings |= {
+            "VLLM_TARGET_DEVICE": "cpu",
+            # Binding threads to cores makes two engines fight for core 0; the kernel spreads them better.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(threads),
+        }
+    os.environ.update(settings)
+
+
+class VllmEngine:
+    """One AsyncLLM. Construct it inside a running event loop."""
+
+    def __init__(self, model: Model, folder: Path) -> None:
+        prepare_environment(model)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._llm: AsyncLLM = AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(model, folder)))
+
+    @property
+    def running(self) -> int:
+        """Requests that vLLM has in work or waiting."""
+        return int(self._llm.get_num_unfinished_requests())
+
+    async def check(self) -> None:
+        if self._llm.errored:
+            raise EngineUnavailable("the engine of this model has stopped; it restarts by itself")
+
+    def stop(self) -> None:
+        self._llm.shutdown()
+
+    async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        params = SamplingParams(
+            max_tokens=job.max_tokens, temperature=job.temperature, top_p=job.top_p, seed=job.seed,
+            stop=list(job.stop), output_kind=RequestOutputKind.DELTA,
+        )  # fmt: skip
+        prompt: Any = {"prompt_token_ids": list(job.prompt_ids), "cache_salt": job.cache_salt.reveal()}
+        made = 0
+        outputs = self._llm.generate(prompt, params, job.job_id)
+        try:
+            async for output in outputs:
+                choice = output.outputs[0]
+                made += len(choice.token_ids)
+                finish = _finish(choice.finish_reason)
+                usage = Usage(len(job.prompt_ids), made, output.num_cached_tokens or 0) if finish else None
+                yield Event(choice.index, tuple(choice.token_ids), choice.text, finish, usage)
+        except EngineDeadError:
+            if made:
+                raise EngineLost("the engine stopped while it answered") from None
+            raise EngineUnavailable("the engine of this model has stopped; it restarts by itself") from None
+        except (VLLMClientError, ValueError):
+            # vLLM's own words may quote the prompt.
+            raise BadRequest("the engine refuses this request") from None
+        finally:
+            await outputs.aclose()
+
+
+def _arguments(model: Model, folder: Path) -> dict[str, Any]:
+    engine = model.engine
+    arguments: dict[str, Any] = {
+        **engine.vllm,
+        "model": str(folder), "load_format": "safetensors", "trust_remote_code": False,
+        "served_model_name": model.name, "max_model_len": model.context_tokens, "dtype": engine.dtype,
+        "tensor_parallel_size": engine.tensor_parallel_size, "max_num_seqs": engine.max_num_seqs,
+        "enforce_eager": engine.enforce_eager, "enable_log_requests": False,
+    }  # fmt: skip
+    if engine.tensor_parallel_size > 1:
+        arguments.setdefault("distributed_executor_backend", "mp")
+    if engine.kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * (1 << 30))
+    if engine.device == "gpu":
+        arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    return arguments
+
+
+def _finish(reason: str | None) -> Finish | None:
+    if reason is None or reason == "length":
+        return "length" if reason else None
+    if reason != "stop":  # "abort" or "error": no answer that could be called finished
+        raise EngineLost("the engine gave this request up")
+    return "stop"

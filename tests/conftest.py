@@ -1,0 +1,74 @@
+"""Shared by all tests: a tiny StarCoder with random weights, and a folder of its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+CONTROL = (
+    "<|endoftext|> <fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <filename> <gh_stars> <issue_start> "
+    "<issue_comment> <issue_closed> <jupyter_start> <jupyter_text> <jupyter_code> <jupyter_output> <empty_output> "
+    "<commit_before> <commit_msg> <commit_after> <reponame>"
+).split()
+CHATML = (
+    "{% for m in messages %}{{ '<reponame>' + m['role'] + '\\n' + m['content'] + '<|endoftext|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<reponame>assistant\\n' }}{% endif %}"
+)
+CONTEXT = 512
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A byte-level BPE of our own with StarCoder's 19 control tokens. Returns the vocabulary's size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=CONTROL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    words = Path(__file__).read_text() + "### Instruction:\n### Response:\n### Input:\nBelow is an instruction"
+    tokenizer.train_from_iterator([words], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": CONTROL[0],
+        "bos_token": CONTROL[0],
+        "model_max_length": CONTEXT,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    (folder / "chat_template.jinja").write_text(CHATML)
+    return int(tokenizer.get_vocab_size())
+
+
+@pytest.fixture(scope="session")
+def words_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizer and config of the tiny StarCoder, without weights: enough for a router."""
+    folder = tmp_path_factory.mktemp("words")
+    size = write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": size}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def starcoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random GPTBigCode in float32, with seed 0."""
+    import torch
+    from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-starcoder")
+    size = write_tokenizer(folder)
+    torch.manual_seed(0)
+    config = GPTBigCodeConfig(
+        vocab_size=size, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=4, multi_query=True,
+        bos_token_id=0, eos_token_id=0, initializer_range=0.4,
+    )  # fmt: skip
+    GPTBigCodeForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return folder

@@ -1,0 +1,82 @@
+"""The law of the house: imports point down, and libraries stay in their rooms."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "serve"
+FLOORS = (
+    {"words", "errors"},
+    {"settings", "prompts"},
+    {"tokens", "tenants", "weights", "logs", "engines"},
+    {"request"},
+    {"wire"},
+    {"app"},
+    {"deploy"},
+    {"check", "__main__"},
+)
+WITHIN = {"engines": ["base", "fake", "vllm"], "wire": ["bodies", "openai", "sse", "api"],
+          "deploy": ["haproxy", "loopback", "handle", "deployments", "local"]}  # fmt: skip
+ROOMS_OF = {
+    "ray": {"deploy"}, "vllm": {"engines/vllm.py"}, "starlette": {"wire", "app.py"}, "fastapi": {"wire", "app.py"},
+    "torch": set(), "transformers": {"weights.py"},
+}  # fmt: skip
+
+
+def imports() -> list[tuple[Path, str]]:
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found += [(path.relative_to(ROOT), alias.name) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module == "serve":
+                found += [(path.relative_to(ROOT), f"serve.{alias.name}") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                found.append((path.relative_to(ROOT), node.module or ""))
+    return found
+
+
+def floor(room: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    rooms = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in ROOT.rglob("*.py")} - {"__init__"}
+    assert rooms == set().union(*FLOORS)
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for path, name in imports():
+        parts = name.split(".")
+        if parts[0] != "serve" or len(parts) < 2:
+            continue
+        here, there = path.parts[0].removesuffix(".py"), parts[1]
+        if here == there and here in WITHIN:
+            order = WITHIN[here]
+            if len(parts) > 2 and order.index(parts[2]) >= order.index(path.stem):
+                wrong.append(f"{path} imports {name}")
+        elif floor(there) > floor(here) or (floor(here) == floor(there) > 1):
+            wrong.append(f"{path} imports {name}")
+    # Stations never import each other; words and rules may.
+    assert [w for w in wrong if w != "__main__.py imports serve.check"] == []
+
+
+def test_libraries_stay_in_their_rooms() -> None:
+    wrong = [
+        f"{path} imports {name}"
+        for path, name in imports()
+        if (rooms := ROOMS_OF.get(name.split(".")[0])) is not None
+        and str(path) not in rooms
+        and path.parts[0] not in rooms
+    ]
+    assert wrong == []
+
+
+def test_a_router_process_loads_no_torch_and_no_transformers() -> None:
+    heavy = "import sys, serve.app; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
