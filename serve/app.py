@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
-from fastapi_swagger import patch_fastapi
 
 from serve.engines.base import Engine
 from serve.logs import log_json
@@ -17,6 +15,7 @@ from serve.settings import Model, Settings
 from serve.tenants import Tenants
 from serve.tokens import TokenizerPool, Vocabulary
 from serve.wire.api import Api, RequestIds, install_errors
+from serve.wire.docs import install_docs
 
 DESCRIPTION = "OpenAI-compatible, plus `/v1/instruct`, the Alpaca form. Every `/v1` route needs a key."
 
@@ -33,8 +32,7 @@ def build(
     corridor = Corridor(served, TokenizerPool(settings.router.tokenizer_threads), log)
     app = FastAPI(title="starserve", description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.include_router(Api(corridor, tenants, settings.caps).router())
-    patch_fastapi(app, docs_url="/docs")
-    _name_the_key(app)
+    install_docs(app)
     install_errors(app)
     app.add_middleware(RequestIds)
     return app
@@ -45,15 +43,3 @@ def _served(model: Model, folder: Path, engine: Engine) -> Served:
     preamble = templates.prompt_file.read_text(encoding="utf-8") if templates.prompt_file else None
     prompts = Prompts(templates.chat, templates.instruct, vocabulary.eos, vocabulary.template, preamble)
     return Served(model, vocabulary, prompts, engine)
-
-
-def _name_the_key(app: FastAPI) -> None:
-    """Let /docs ask for the key."""
-    make = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = make()
-        schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]

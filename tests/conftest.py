@@ -10,11 +10,12 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-CONTROL = (
-    "<|endoftext|> <fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <filename> <gh_stars> <issue_start> "
-    "<issue_comment> <issue_closed> <jupyter_start> <jupyter_text> <jupyter_code> <jupyter_output> <empty_output> "
-    "<commit_before> <commit_msg> <commit_after> <reponame>"
-).split()
+CONTROL = [
+    "<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<filename>", "<gh_stars>",
+    "<issue_start>", "<issue_comment>", "<issue_closed>", "<jupyter_start>", "<jupyter_text>",
+    "<jupyter_code>", "<jupyter_output>", "<empty_output>", "<commit_before>", "<commit_msg>",
+    "<commit_after>", "<reponame>",
+]  # fmt: skip
 CHATML = (
     "{% for m in messages %}{{ '<reponame>' + m['role'] + '\\n' + m['content'] + '<|endoftext|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<reponame>assistant\\n' }}{% endif %}"
@@ -32,7 +33,10 @@ def write_tokenizer(folder: Path) -> int:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=CONTROL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=600,
+        special_tokens=CONTROL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     words = Path(__file__).read_text() + "### Instruction:\n### Response:\n### Input:\nBelow is an instruction"
     tokenizer.train_from_iterator([words], trainer)

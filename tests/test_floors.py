@@ -18,7 +18,7 @@ FLOORS = (
     {"deploy"},
     {"check", "__main__"},
 )
-WITHIN = {"engines": ["base", "fake", "vllm"], "wire": ["bodies", "openai", "sse", "api"],
+WITHIN = {"engines": ["base", "fake", "vllm"], "wire": ["bodies", "openai", "sse", "api", "docs"],
           "deploy": ["haproxy", "loopback", "handle", "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {
     "ray": {"deploy"}, "vllm": {"engines/vllm.py"}, "starlette": {"wire", "app.py"}, "fastapi": {"wire", "app.py"},

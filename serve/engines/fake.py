@@ -22,6 +22,7 @@ class FakeEngine:
     fail_after: int | None = None
     alive: bool = True
     running: set[str] = field(default_factory=set)
+    began: asyncio.Event = field(default_factory=asyncio.Event)
     jobs: list[Job] = field(default_factory=list)
 
     async def check(self) -> None:
@@ -32,6 +33,7 @@ class FakeEngine:
         await self.check()
         self.jobs.append(job)
         self.running.add(job.job_id)
+        self.began.set()
         try:
             text = ""
             for made in range(1, job.max_tokens + 1):

@@ -117,8 +117,9 @@ def _validated(form: Form, body: dict[str, Any]) -> _Sampled:
     try:
         return shape.model_validate(given)
     except ValidationError as e:
-        # An unknown field is the most telling mistake: say that first.
-        error = next((x for x in e.errors() if x["type"] == "extra_forbidden"), e.errors()[0])
+        # An unknown field is the most telling mistake; of a union's arms, the one that came furthest.
+        errors = sorted(e.errors(), key=lambda x: (x["type"] != "extra_forbidden", -len(_path(x["loc"]))))
+        error = errors[0]
     where = _path(error["loc"])
     if error["type"] == "extra_forbidden":
         known = list(shape.model_fields) if len(error["loc"]) == 1 else []
