@@ -13,7 +13,7 @@ from rich.console import Console
 
 from serve import check as checks
 from serve import weights
-from serve.deploy.local import Instance, port_is_busy
+from serve.deploy.instance import Instance, port_is_busy
 from serve.deploy.local import up as run_up
 from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
 from serve.tenants import make_development_keys
@@ -127,7 +127,7 @@ def _welcome(settings: Settings, instance: Instance, made: bool) -> None:
     console.print(f"\n  address   {address}\n  API docs  {address}/docs", markup=False)
     if made:
         console.print(f"  key       {key.read_text()}   (shown once)", markup=False)
-    console.print(f"  key file  {key}\n  log       {instance.folder / 'serve.log'}\n\nTry it:\n", markup=False)
+    console.print(f"  key file  {key}\n  log       {instance.log}\n\nTry it:\n", markup=False)
     body = f'{{"model": "{model}", "instruction": "Write a Python function that adds two numbers.", "max_tokens": 120}}'
     headers = f"""-H "Authorization: Bearer $(cat {key})" -H 'Content-Type: application/json'"""
     console.print(f"curl {address}/v1/instruct {headers} -d '{body}'\n", markup=False)

@@ -20,7 +20,7 @@ CHATML = (
     "{% for m in messages %}{{ '<reponame>' + m['role'] + '\\n' + m['content'] + '<|endoftext|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<reponame>assistant\\n' }}{% endif %}"
 )
-CONTEXT = 512
+CONTEXT = 2048
 
 
 def write_tokenizer(folder: Path) -> int:
@@ -71,7 +71,7 @@ def starcoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = write_tokenizer(folder)
     torch.manual_seed(0)
     config = GPTBigCodeConfig(
-        vocab_size=size, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=4, multi_query=True,
+        vocab_size=size, n_positions=CONTEXT, n_embd=128, n_layer=2, n_head=4, multi_query=True,
         bos_token_id=0, eos_token_id=0, initializer_range=0.4,
     )  # fmt: skip
     GPTBigCodeForCausalLM(config).to(torch.float32).save_pretrained(folder)

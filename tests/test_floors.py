@@ -18,10 +18,11 @@ FLOORS = (
     {"deploy"},
     {"check", "__main__"},
 )
-WITHIN = {"engines": ["base", "fake", "vllm"], "wire": ["bodies", "openai", "sse", "api", "docs"],
-          "deploy": ["haproxy", "loopback", "handle", "deployments", "local"]}  # fmt: skip
+WITHIN = {"engines": ["base", "fake", "warm", "vllm"], "wire": ["bodies", "openai", "sse", "api", "docs"],
+          "deploy": ["haproxy", "loopback", "handle", "deployments", "instance", "local"]}  # fmt: skip
 ROOMS_OF = {
-    "ray": {"deploy"}, "vllm": {"engines/vllm.py"}, "starlette": {"wire", "app.py"}, "fastapi": {"wire", "app.py"},
+    "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py"},
+    "starlette": {"wire", "app.py"}, "fastapi": {"wire", "app.py"},
     "torch": set(), "transformers": {"weights.py"},
 }  # fmt: skip
 

@@ -8,96 +8,25 @@ The driver (`python -m serve.deploy.local`) holds Ray and ends Serve in order wh
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from serve.deploy import haproxy
-from serve.settings import LONGEST_INSTANCE_FOLDER, Settings, SettingsError, cache_folder, instance_folder, load
+from serve.deploy.instance import Instance, end_below, free_range
+from serve.settings import Settings, cache_folder, load
 from serve.weights import prepared_folder
 
 STOP_WITHIN_S = 8.0  # given to an orderly end; then what is left is killed by its id
+RECORD_EVERY_S = 1.0
+TELL_EVERY_S = 10.0
+READY = "ready"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_KEYS, _DEVELOPMENT_KEY, _PROCESSES, _READY = "keys.json", "development.key", "processes.json", "ready"
-
-
-class Instance:
-    """The 0700 folder of one instance: keys, sockets, HAProxy's files, Ray's session, recorded process ids."""
-
-    def __init__(self, port: int, environment: Mapping[str, str] = os.environ) -> None:
-        self.folder = instance_folder(port, environment)
-        self.keys = self.folder / _KEYS
-        self.development_key = self.folder / _DEVELOPMENT_KEY
-        self.ready = self.folder / _READY
-
-    def make(self) -> None:
-        if len(str(self.folder)) > LONGEST_INSTANCE_FOLDER:
-            raise SettingsError(
-                f"{self.folder}: too long for the sockets inside; name a folder of at most "
-                f"{LONGEST_INSTANCE_FOLDER - 6} characters in STARSERVE_STATE"
-            )
-        for folder in (self.folder.parent, self.folder):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if folder.stat().st_uid != os.getuid():
-                raise SettingsError(f"{folder}: belongs to another user; name one of your own in STARSERVE_STATE")
-        self.folder.chmod(0o700)
-
-    def record(self, processes: list[psutil.Process]) -> None:
-        rows = [(p.pid, p.create_time()) for p in processes if p.is_running()]
-        beside = self.folder / f"{_PROCESSES}.new"
-        beside.write_text(json.dumps(rows))
-        beside.replace(self.folder / _PROCESSES)
-
-    def clean(self) -> int:
-        """End what a former instance left, by id and start time, and remove its session. Returns how many."""
-        left = []
-        try:
-            recorded = json.loads((self.folder / _PROCESSES).read_text())
-        except (OSError, ValueError):
-            recorded = []
-        for pid, created in recorded:
-            try:
-                process = psutil.Process(pid)
-                if abs(process.create_time() - created) < 1:
-                    left.append(process)
-            except psutil.NoSuchProcess:
-                continue
-        end(left)
-        for name in ("ray", "p"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        self.ready.unlink(missing_ok=True)
-        (self.folder / _PROCESSES).unlink(missing_ok=True)
-        return len(left)
-
-
-def port_is_busy(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return True
-    return False
-
-
-def end(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(processes, timeout=5)
 
 
 def up(
@@ -105,38 +34,51 @@ def up(
 ) -> int:
     """Run until a signal or until the driver ends. Returns the exit status."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    shared_memory = set(Path("/dev/shm").iterdir())
-    log = (instance.folder / "serve.log").open("wb")
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "serve.deploy.local", str(config)],
-        env={**os.environ, **environment_of(settings, instance)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        # A terminal's Ctrl-C goes to the whole group; only we may decide what it means.
-        start_new_session=True,
-    )  # fmt: skip
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: signals.append(n))
-    started, announced, last = time.monotonic(), False, 0.0
-    while driver.poll() is None and not signals:
-        instance.record(_below())
-        if not announced and instance.ready.exists():
-            announced = True
-            say(f"ready after {time.monotonic() - started:.0f} s")
-            on_ready()
-        elif not announced and time.monotonic() - last > 5:
-            last = time.monotonic()
-            say(f"starting Ray, HAProxy and {len(settings.models)} model(s): {last - started:.0f} s")
-        time.sleep(0.25)
-    failed = not signals
+    with instance.log.open("wb") as log:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "serve.deploy.local", str(config)],
+            env={**os.environ, **environment_of(settings, instance)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            # A terminal's Ctrl-C goes to the whole group; only we may decide what it means.
+            start_new_session=True,
+        )  # fmt: skip
+    _watch(driver, signals, instance, say, on_ready)
+    instance.record()
     if signals:
         say("stopping; press Ctrl-C again to stop at once")
         _stop(driver, signals)
-    end(_below())
-    _remove_shared_memory(shared_memory)
+    end_below()
     instance.clean()
-    if failed:
-        say(f"the server ended by itself; its last words are in {instance.folder / 'serve.log'}")
-    return 1 if failed else 0
+    if not signals:
+        say(f"the server ended by itself; its last words are in {instance.log}")
+    return 0 if signals else 1
+
+
+def _watch(
+    driver: subprocess.Popen[bytes],
+    signals: list[int],
+    instance: Instance,
+    say: Callable[[str], None],
+    on_ready: Callable[[], None],
+) -> None:
+    """Tell each stage of the start, and record what runs, until a signal or the driver's end."""
+    began, recorded, told, stage = time.monotonic(), 0.0, 0.0, ""
+    while driver.poll() is None and not signals:
+        now = time.monotonic()
+        if now - recorded > RECORD_EVERY_S:
+            recorded = now
+            instance.record()
+        reached = instance.stage()
+        if reached == READY and stage != READY:
+            say(f"ready after {now - began:.0f} s")
+            on_ready()
+        elif reached != READY and (reached != stage or now - told > TELL_EVERY_S):
+            told = now
+            say(f"{reached} ({now - began:.0f} s)")
+        stage = reached
+        time.sleep(0.25)
 
 
 def environment_of(settings: Settings, instance: Instance) -> dict[str, str]:
@@ -178,15 +120,6 @@ def environment_of(settings: Settings, instance: Instance) -> dict[str, str]:
     }  # fmt: skip
 
 
-def free_range(size: int) -> int:
-    """The first of `size` neighbouring ports on loopback that nobody listens on."""
-    taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr}
-    for low in range(20_000, 32_000, size):
-        if not taken & set(range(low, low + size)):
-            return low
-    raise SettingsError(f"no {size} neighbouring free ports between 20000 and 32000")
-
-
 def drive(config: Path) -> None:
     """The driver: Ray in this process, until SIGTERM."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -198,6 +131,7 @@ def drive(config: Path) -> None:
 
     from serve.deploy.deployments import application_of
 
+    instance.reach("1/3 starting Ray")
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda n, _: stop.append(n))
     cores = sum(m.engine.cores * m.engine.replicas for m in settings.models)
@@ -214,19 +148,17 @@ def drive(config: Path) -> None:
     )
     # Ray has put its own handler in place of ours.
     signal.signal(signal.SIGTERM, lambda n, _: stop.append(n))
+    instance.reach("2/3 starting Ray Serve and HAProxy")
     ray_serve.start(http_options={"host": "127.0.0.1", "port": settings.http.port})
     cache = cache_folder()
     folders = {m.name: prepared_folder(m, cache) for m in settings.models}
     application = application_of(settings, folders, instance.keys)
+    instance.reach(f"3/3 starting the router and the engines of {len(settings.models)} model(s)")
     ray_serve.run(application, name=settings.name, route_prefix="/", logging_config={"enable_access_log": False})
-    instance.ready.touch()
+    instance.reach(READY)
     while not stop:
         time.sleep(0.1)
     ray.shutdown()
-
-
-def _below() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
 
 
 def _stop(driver: subprocess.Popen[bytes], signals: list[int]) -> None:
@@ -234,22 +166,6 @@ def _stop(driver: subprocess.Popen[bytes], signals: list[int]) -> None:
     deadline = time.monotonic() + STOP_WITHIN_S
     while driver.poll() is None and time.monotonic() < deadline and len(signals) < 2:
         time.sleep(0.05)
-
-
-def _remove_shared_memory(before: set[Path]) -> None:
-    """Files in /dev/shm that came while we ran, are ours, and that no living process maps or holds."""
-    held = set()
-    for process in psutil.process_iter():
-        try:
-            held |= {m.path for m in process.memory_maps(grouped=True) if m.path.startswith("/dev/shm/")}
-        except (psutil.Error, OSError):
-            continue
-    for path in set(Path("/dev/shm").iterdir()) - before:
-        try:
-            if str(path) not in held and path.is_file() and path.owner() == Path.home().owner():
-                path.unlink()
-        except (OSError, KeyError):
-            continue
 
 
 if __name__ == "__main__":

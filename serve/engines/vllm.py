@@ -5,11 +5,14 @@ vLLM is imported inside functions: importing it costs seconds, and the environme
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import AsyncGenerator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serve.engines import warm
 from serve.errors import BadRequest, EngineLost, EngineUnavailable
 from serve.settings import Model, SettingsError, did_you_mean
 from serve.words import Event, Finish, Job, Usage
@@ -31,8 +34,10 @@ OWNED = {
 
 def check_arguments(model: Model) -> None:
     """Compare `engine.vllm` with vLLM's own class; raises SettingsError that names the field."""
-    import dataclasses
-
+    if not model.engine.vllm:
+        if find_spec("vllm") is None:  # importing it costs seconds
+            raise ImportError("vllm")
+        return
     prepare_environment(model)
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -47,7 +52,8 @@ def check_arguments(model: Model) -> None:
 
 def prepare_environment(model: Model) -> None:
     """What must stand in the environment before vLLM is imported."""
-    settings = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    settings = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
+                "VLLM_ENGINE_READY_TIMEOUT_S": str(int(model.engine.start_timeout_s))}  # fmt: skip
     if model.engine.device == "cpu":
         threads = max(1, int(model.engine.cores) // model.engine.tensor_parallel_size)
         settings |= {
@@ -64,9 +70,13 @@ class VllmEngine:
 
     def __init__(self, model: Model, folder: Path) -> None:
         prepare_environment(model)
+        if model.engine.device == "cpu":
+            warm.begin_imports()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        if model.engine.device == "cpu":
+            warm.use_warm_processes()
         self._llm: AsyncLLM = AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(model, folder)))
 
     @property

@@ -121,15 +121,15 @@ async def test_bad_fields_are_named(
     assert (await door.post(path)).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("raw", "status"),
-    [
+RAW: list[tuple[bytes, int]] = [
         (b"{", 400), (b"", 400), (b"null", 400), (b"[]", 400), (b'"x"', 400), (b"\xff\xfe", 400),
         (b'{"model": "tiny", "prompt": "\\ud800"}', 400),
         (b'{"model": "tiny", "prompt": "x", "temperature": NaN}', 400),
         (b"[" * 100_000, 400), (b'{"model": "' + b"x" * 10_000_000 + b'"}', 413),
-    ],
-)  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("raw", "status"), RAW)
 async def test_bodies_that_are_no_request_are_refused(door: Door, raw: bytes, status: int) -> None:
     answer = await door.client.post("/v1/completions", content=raw)
     assert answer.status_code == status

@@ -1,0 +1,60 @@
+"""Asks a running stack's engine, from inside Ray, how many requests it has in work: a number per line of input."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from tests.stack import Stack
+
+
+class Probe:
+    """The asking process, connected once, so that an answer takes milliseconds."""
+
+    def __init__(self, stack: Stack, engine: str) -> None:
+        environment = {
+            **stack.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(stack.folder / "ray.token"),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_USAGE_STATS_ENABLED": "0",
+        }  # fmt: skip
+        address = (stack.folder / "ray" / "ray_current_cluster").read_text()
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, address, engine],
+            env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+
+    def running(self) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        while not (line := self._process.stdout.readline()).startswith("running "):
+            assert line, "the probe has ended"
+        return int(line.split()[1])
+
+    def __enter__(self) -> Probe:
+        self.running()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate(timeout=30)
+
+
+def main(address: str, engine: str) -> None:
+    import ray
+    from ray import serve as ray_serve
+
+    ray.init(address=address, log_to_driver=False, namespace="serve")
+    handle = ray_serve.get_deployment_handle(engine, app_name="tested")
+    for _ in sys.stdin:
+        print("running", handle.running.remote().result(), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    os._exit(0)

@@ -1,0 +1,112 @@
+"""A started stack for tests: `starserve up` as a user runs it, on a free port, in folders of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+START_WITHIN_S = 400.0  # five times what a slow machine of two cores took
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def tiny_model(folder: Path, **engine: Any) -> dict[str, Any]:
+    """A model's settings: the tiny StarCoder, float32, on one core."""
+    small = {"device": "cpu", "dtype": "float32", "cores": 1, "max_num_seqs": 8, "kv_cache_gib": 0.25}
+    return {
+        "name": "tiny", "source": {"folder": str(folder)}, "context_tokens": 2048,
+        "engine": {**small, "enforce_eager": True, **engine},
+    }  # fmt: skip
+
+
+class Stack:
+    """One `starserve up`. Its state folder is short, because sockets lie in it, and is removed at the end."""
+
+    def __init__(self, settings: Mapping[str, Any], cache: Path, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.base = Path(tempfile.mkdtemp(prefix="ss-", dir="/tmp"))
+        self.folder = self.base / str(self.port)
+        self.config = self.base / "config.yaml"
+        self.config.write_text(yaml.safe_dump({"name": "tested", **settings, "http": {"port": self.port}}))
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.environment = {**os.environ, "STARSERVE_STATE": str(self.base), "STARSERVE_CACHE": str(cache)}
+        self.output = self.base / "output"
+
+    def start(self) -> Stack:
+        """Begin to start; `ready` waits."""
+        with self.output.open("wb") as output:
+            command = [sys.executable, "-m", "serve", "up", str(self.config)]
+            self.process = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output)
+        return self
+
+    def ready(self) -> Stack:
+        deadline = time.monotonic() + START_WITHIN_S
+        while "ready after" not in self.said():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the stack did not start: {self.said()}\n{self.logged()[-3000:]}")
+            time.sleep(0.2)
+        return self
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def logged(self) -> str:
+        return (self.folder / "serve.log").read_text(errors="replace")
+
+    def requests_logged(self) -> list[Any]:
+        """The structured line of each request so far."""
+        lines = [line[line.index('{"time"') :] for line in self.logged().splitlines() if '"event":"request"' in line]
+        return [json.loads(line.removesuffix("\x1b[0m")) for line in lines]
+
+    @property
+    def key(self) -> str:
+        return (self.folder / "development.key").read_text()
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.address, headers={"Authorization": f"Bearer {self.key}"}, timeout=120)
+
+    def below(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def named(self, name: str) -> list[psutil.Process]:
+        return [p for p in self.below() if name in " ".join([p.name(), *p.cmdline()])]
+
+    def signal(self, number: int = signal.SIGINT) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> float:
+        """Ctrl-C, and wait. Returns the seconds that it took."""
+        began = time.monotonic()
+        self.signal()
+        self.process.wait(60)
+        return time.monotonic() - began
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.stop()
+        shutil.rmtree(self.base, ignore_errors=True)

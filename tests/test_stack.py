@@ -1,0 +1,255 @@
+"""The whole way, real at every step: HAProxy, router, Ray, vLLM and a tiny random StarCoder in float32.
+
+One stack serves all tests of this module; the last ones kill its engine and stop it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from tests.probe import Probe
+from tests.stack import Stack, tiny_model
+from tests.test_prompts import NO_INPUT, WITH_INPUT
+from tests.wire.test_api import BAD, FORMS, RAW, is_openai_error
+
+ANSWER_TOKENS = 48
+LONG = 2000  # tokens of an answer that goes on for seconds
+
+
+@pytest.fixture(scope="module")
+def stack(starcoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack({"models": [tiny_model(starcoder_folder)]}, tmp_path_factory.mktemp("cache")) as started:
+        yield started.start().ready()
+
+
+@pytest.fixture(scope="module")
+def client(stack: Stack) -> Iterator[httpx.Client]:
+    with stack.client() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def sdk(stack: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{stack.address}/v1", api_key=stack.key, max_retries=0) as opened:
+        yield opened
+
+
+ASKS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "instruct": ("/v1/instruct", {"instruction": "Sort a list."}, NO_INPUT),
+    "instruct with input": ("/v1/instruct", {"instruction": "Sort a list.", "input": "[2, 1]"}, WITH_INPUT),
+    "completion": ("/v1/completions", {"prompt": "def f(x):\n    return"}, "def f(x):\n    return"),
+    "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Sort a list."}]}, NO_INPUT),
+}
+
+
+def greedy_ids(folder: Path, prompt: str, change: float = 0.0) -> list[int]:
+    """What Hugging Face's own tokenizer and `generate` make of a prompt; `change` is added to one weight."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[0, :] += change
+    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)(prompt).input_ids])
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=ANSWER_TOKENS, do_sample=False)
+    return [int(i) for i in made[0, ids.shape[1] :]]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("form", ASKS)
+def test_greedy_token_ids_are_those_of_hugging_face(
+    client: httpx.Client, starcoder_folder: Path, form: str, stream: bool
+) -> None:
+    path, ask, prompt = ASKS[form]
+    expected = greedy_ids(starcoder_folder, prompt)
+    assert len(set(expected)) >= 16
+    body = {"model": "tiny", **ask, "max_tokens": ANSWER_TOKENS, "temperature": 0, "return_token_ids": True}
+    answer = client.post(path, json={**body, "stream": stream})
+    pieces = events(answer) if stream else [answer.json()]
+    served = [i for piece in pieces for choice in piece["choices"] for i in choice.get("token_ids", [])]
+    assert served == expected
+    assert served != greedy_ids(starcoder_folder, prompt, change=2.0)
+
+
+def test_token_id_prompts_are_the_callers_own_words(client: httpx.Client, starcoder_folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    prompt = "def f(x):\n    return"
+    ids = AutoTokenizer.from_pretrained(starcoder_folder)(prompt).input_ids
+    body = {"model": "tiny", "prompt": ids, "max_tokens": ANSWER_TOKENS, "temperature": 0, "return_token_ids": True}
+    answer = client.post("/v1/completions", json=body).json()
+    assert answer["choices"][0]["token_ids"] == greedy_ids(starcoder_folder, prompt)
+    assert answer["usage"]["prompt_tokens"] == len(ids)
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_the_stream_joined_is_the_unary_answer(client: httpx.Client, path: str) -> None:
+    body = {"model": "tiny", **FORMS[path], "max_tokens": 40, "temperature": 0}
+    unary = client.post(path, json=body).json()
+    *pieces, last = events(client.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}}))
+    choices = [choice for piece in pieces for choice in piece["choices"]]
+    text = "".join(c.get("text", c.get("delta", {}).get("content")) or "" for c in choices)
+    whole = unary["choices"][0]
+    assert text == whole.get("text", whole.get("message", {}).get("content"))
+    assert [c["finish_reason"] for c in choices if c["finish_reason"]] == [whole["finish_reason"]]
+    assert len({piece["id"] for piece in [*pieces, last]}) == 1
+    assert last["usage"]["completion_tokens"] == unary["usage"]["completion_tokens"] == 40
+
+
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(client: httpx.Client) -> None:
+    body = {"model": "tiny", "prompt": "def f(x):", "max_tokens": 40, "temperature": 0}
+    whole = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    stop = whole[10:13]
+    choice = client.post("/v1/completions", json={**body, "stop": [stop]}).json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == (whole[: whole.index(stop)], "stop")
+
+
+def test_the_official_sdk_asks_and_streams(sdk: openai.OpenAI) -> None:
+    assert [model.id for model in sdk.models.list()] == ["tiny"]
+    assert sdk.models.retrieve("tiny").id == "tiny"
+    messages: Any = [{"role": "user", "content": "Sort."}]
+    whole = sdk.chat.completions.create(model="tiny", messages=messages, max_tokens=20, temperature=0)
+    stream = sdk.chat.completions.create(model="tiny", messages=messages, max_tokens=20, temperature=0, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in stream) == whole.choices[0].message.content
+    raw = sdk.completions.create(model="tiny", prompt="def f(", max_tokens=20, temperature=0, seed=1)
+    assert raw.usage is not None
+    assert raw.usage.completion_tokens == 20
+    with pytest.raises(openai.NotFoundError, match="no such model"):
+        sdk.chat.completions.create(model="none", messages=messages)
+    with pytest.raises(openai.AuthenticationError):
+        sdk.with_options(api_key="sk-000000000000_000000000000000000000000").models.list()
+
+
+async def test_the_official_sdk_works_asynchronously(stack: Stack) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{stack.address}/v1", api_key=stack.key, max_retries=0) as sdk:
+        asks = [
+            sdk.completions.create(model="tiny", prompt=f"x = {i}", max_tokens=30, temperature=0) for i in range(12)
+        ]
+        alone = await sdk.completions.create(model="tiny", prompt="x = 3", max_tokens=30, temperature=0)
+        assert (await asyncio.gather(*asks))[3].choices[0].text == alone.choices[0].text
+
+
+def test_a_client_that_leaves_frees_the_engine_within_two_seconds(stack: Stack, sdk: openai.OpenAI) -> None:
+    with Probe(stack, "engine-tiny") as probe:
+        for stream in (True, False):
+            before = len(stack.requests_logged())
+            if stream:
+                leaving = sdk.completions.create(model="tiny", prompt="x", max_tokens=LONG, stream=True)
+                next(iter(leaving))
+                assert probe.running() == 1
+                leaving.close()
+            else:
+                with pytest.raises(openai.APITimeoutError):
+                    sdk.with_options(timeout=0.5).completions.create(model="tiny", prompt="x", max_tokens=LONG)
+            left = time.monotonic()
+            while probe.running():
+                assert time.monotonic() - left < 2
+            wait_for(lambda before=before: len(stack.requests_logged()) > before)
+            line = stack.requests_logged()[-1]
+            assert line["outcome"] == "cancelled"
+            assert line["output_tokens"] < LONG / 2
+
+
+@pytest.mark.parametrize(("path", "change", "status", "param"), BAD)
+def test_bad_fields_are_named_and_the_engine_lives(
+    client: httpx.Client, path: str, change: dict[str, Any], status: int, param: str | None
+) -> None:
+    body = {"model": "tiny", **FORMS[path], "max_tokens": 2}
+    answer = client.post(path, json={**body, **change})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+    assert is_openai_error(answer)
+    assert client.post(path, json=body).status_code == 200
+
+
+@pytest.mark.parametrize(("raw", "status"), RAW)
+def test_bodies_that_are_no_request_are_refused_and_the_engine_lives(
+    client: httpx.Client, raw: bytes, status: int
+) -> None:
+    answer = client.post("/v1/completions", content=raw)
+    assert answer.status_code == status
+    assert is_openai_error(answer)
+    assert client.post("/v1/completions", json={"model": "tiny", "prompt": "x"}).status_code == 200
+
+
+def test_the_edge_answers_broken_http_in_openais_shape(stack: Stack, client: httpx.Client) -> None:
+    answer = client.get("/-/routes")
+    assert answer.status_code in (200, 404)
+    for header in ("x-request-disconnect-disabled", "serve_multiplexed_model_id", "x-request-timeout-seconds"):
+        answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "x"}, headers={header: "1"})
+        assert answer.status_code == 200
+    ids = client.get("/health", headers={"X-Request-Id": "abc"}).headers.get_list("x-request-id")
+    assert ids == ["abc"]
+
+
+def test_nothing_but_loopback_listens(stack: Stack) -> None:
+    listening = {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in stack.below()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN or (not connection.raddr and connection.status == "NONE")
+    }
+    assert ("127.0.0.1", stack.port) in listening
+    assert [place for place in listening if place[0] not in ("127.0.0.1", "::1")] == []
+
+
+def test_files_of_the_instance_are_its_owners_alone(stack: Stack) -> None:
+    assert stack.folder.stat().st_mode & 0o777 == 0o700
+    for name in ("development.key", "keys.json", "ray.token"):
+        assert (stack.folder / name).stat().st_mode & 0o777 == 0o600
+    assert stack.key not in stack.logged()
+
+
+def test_a_dead_engine_is_told_and_another_answers_within_a_minute(stack: Stack, client: httpx.Client) -> None:
+    body = {"model": "tiny", "prompt": "x", "max_tokens": LONG}
+    with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        for process in stack.named("VLLM::EngineCore"):
+            process.kill()
+        died = time.monotonic()
+        rest = "".join(lines)
+    assert '"code":"engine_lost"' in rest
+    assert "[DONE]" not in rest
+    refused = client.post("/v1/completions", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert client.get("/health").status_code == 503
+    wait_for(lambda: client.get("/health").status_code == 200, within_s=60)
+    assert client.post("/v1/completions", json={**body, "max_tokens": 2}).status_code == 200
+    assert time.monotonic() - died < 60
+
+
+def test_stop_leaves_no_process_no_port_and_no_shared_memory(stack: Stack) -> None:
+    processes = stack.below()
+    mapped = {m.path for p in processes for m in p.memory_maps() if m.path.startswith("/dev/shm/")}
+    assert mapped
+    assert stack.stop() < 15
+    assert stack.process.returncode == 0
+    assert [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert [path for path in mapped if Path(path).exists()] == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{stack.address}/health/live")
+
+
+def events(answer: httpx.Response) -> list[Any]:
+    import json
+
+    assert answer.status_code == 200, answer.text
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def wait_for(condition: Any, within_s: float = 5) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
