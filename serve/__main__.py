@@ -50,6 +50,7 @@ def up(config: Config) -> None:
                  "STARSERVE__HTTP__PORT=…"])  # fmt: skip
     _refuse(checks.setting_problems(settings, cache_folder()) + checks.machine_problems(settings, cache_folder()))
     _prepare_beside(config, settings)
+    _refuse(checks.setting_problems(settings, cache_folder()))  # some are only seen in a prepared model
     made = make_development_keys(instance.keys, instance.development_key)
     status = run_up(config, settings, instance, say, lambda: _welcome(settings, instance, made))
     say("stopped; nothing is left running" if status == 0 else "stopped")

@@ -74,5 +74,8 @@ def starcoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=size, n_positions=CONTEXT, n_embd=128, n_layer=2, n_head=4, multi_query=True,
         bos_token_id=0, eos_token_id=0, initializer_range=0.4,
     )  # fmt: skip
-    GPTBigCodeForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    model = GPTBigCodeForCausalLM(config).to(torch.float32)
+    with torch.no_grad():
+        model.transformer.wte.weight[0] = 0  # the end token: an answer goes on until max_tokens
+    model.save_pretrained(folder)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -20,7 +21,8 @@ class Probe:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_USAGE_STATS_ENABLED": "0",
         }  # fmt: skip
-        address = (stack.folder / "ray" / "ray_current_cluster").read_text()
+        (raylet,) = stack.named("raylet/raylet")
+        address = next(a for a in raylet.cmdline() if a.startswith("--gcs-address=")).split("=")[1]
         self._process = subprocess.Popen(
             [sys.executable, __file__, address, engine],
             env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
@@ -36,7 +38,12 @@ class Probe:
         return int(line.split()[1])
 
     def __enter__(self) -> Probe:
-        self.running()
+        try:
+            self.running()
+        except BaseException:
+            self._process.kill()
+            self._process.communicate()
+            raise
         return self
 
     def __exit__(
@@ -45,16 +52,16 @@ class Probe:
         self._process.communicate(timeout=30)
 
 
-def main(address: str, engine: str) -> None:
+async def main(address: str, engine: str) -> None:
     import ray
     from ray import serve as ray_serve
 
     ray.init(address=address, log_to_driver=False, namespace="serve")
     handle = ray_serve.get_deployment_handle(engine, app_name="tested")
-    for _ in sys.stdin:
-        print("running", handle.running.remote().result(), flush=True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        print("running", await handle.running.remote(), flush=True)
+    os._exit(0)  # Ray's own farewell takes seconds
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    os._exit(0)
+    asyncio.run(main(*sys.argv[1:]))

@@ -19,7 +19,7 @@ FLOORS = (
     {"check", "__main__"},
 )
 WITHIN = {"engines": ["base", "fake", "warm", "vllm"], "wire": ["bodies", "openai", "sse", "api", "docs"],
-          "deploy": ["haproxy", "loopback", "handle", "deployments", "instance", "local"]}  # fmt: skip
+          "deploy": ["haproxy", "loopback", "handle", "instance", "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {
     "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py"},
     "starlette": {"wire", "app.py"}, "fastapi": {"wire", "app.py"},

@@ -17,8 +17,10 @@ from ray.serve.handle import DeploymentHandle
 from serve import app as application
 from serve import weights
 from serve.deploy.handle import Failure, RayEngine
+from serve.deploy.instance import NOT_STARTED
 from serve.engines.vllm import VllmEngine
 from serve.errors import EngineLost, EngineUnavailable, ServeError
+from serve.logs import write_line
 from serve.settings import Model, Settings
 from serve.tenants import Tenants
 from serve.words import Event, Job
@@ -45,8 +47,13 @@ class EngineReplica:
     """One vLLM engine. It exits when the engine core dies; Ray Serve then starts another."""
 
     async def __init__(self, model: Model, folder: Path) -> None:  # type: ignore[misc]  # Ray awaits it
-        await asyncio.to_thread(weights.verify, folder)
-        self._engine = VllmEngine(model, folder)
+        try:
+            await asyncio.to_thread(weights.verify, folder)
+            self._engine = VllmEngine(model, folder)
+        except Exception as e:
+            # Serve keeps the reason to itself; this line is what the operator sees.
+            write_line(f"{NOT_STARTED} {model.name}: {' '.join(str(e).split())}")
+            raise
 
     async def generate(self, job: Job) -> AsyncGenerator[Event | Failure, None]:
         events = self._engine.generate(job)

@@ -42,6 +42,8 @@ def harden(config: str, environment: Mapping[str, str], folder: Path) -> str:
         (r"^( *)errorfile 502 \S+", rf"\1errorfile 502 {folder}/lost.http"),
         (r"^( *)errorfile 503 \S+", rf"\1errorfile 503 {folder}/unavailable.http"),
         (r"^( *)errorfile 504 \S+", rf"\1errorfile 504 {folder}/lost.http"),
+        # HAProxy 2.8 with this option does not see a client leave while its answer is awaited, now and then.
+        (r"^ *option splice-request\n", ""),
         (r"^(defaults\n)", rf"\1    timeout http-request {environment[HEADER_TIMEOUT_S]}s\n"
                            rf"    errorfile 400 {folder}/bad-request.http\n    errorfile 408 {folder}/too-slow.http\n"),
         (r"^(backend default_backend\n)[^\n]*", rf"\1    http-request return status 503 content-type application/json "

@@ -13,6 +13,7 @@ import psutil
 
 from serve.settings import LONGEST_INSTANCE_FOLDER, SettingsError, instance_folder
 
+NOT_STARTED = "engine did not start:"
 _RECORD = "processes.json"
 
 
@@ -47,6 +48,12 @@ class Instance:
 
     def stage(self) -> str:
         return self._stage.read_text() if self._stage.exists() else "starting"
+
+    def reason(self) -> str:
+        """Why the server ended by itself: the last word of an engine, or where to read."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        told = [line[line.index(NOT_STARTED) :] for line in lines if NOT_STARTED in line]
+        return told[-1] if told else f"the server ended by itself; its last words are in {self.log}"
 
     def record(self) -> None:
         """Write down every process below this one, by id and start time, and the shared memory that they map."""
@@ -99,6 +106,13 @@ def end_below() -> None:
     """Kill all descendants of this process, those too that are born meanwhile."""
     while left := psutil.Process().children(recursive=True):
         end(left)
+
+
+def reap_orphans(driver: int) -> None:
+    """Bury the dead that were left to this process, but not the driver, whose exit status is still wanted."""
+    for child in psutil.Process().children():
+        if child.pid != driver and child.status() == psutil.STATUS_ZOMBIE:
+            os.waitpid(child.pid, os.WNOHANG)
 
 
 def port_is_busy(host: str, port: int) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serve.deploy import haproxy
-from serve.deploy.instance import Instance, end_below, free_range
+from serve.deploy.instance import Instance, end_below, free_range, reap_orphans
 from serve.settings import Settings, cache_folder, load
 from serve.weights import prepared_folder
 
@@ -52,7 +52,7 @@ def up(
     end_below()
     instance.clean()
     if not signals:
-        say(f"the server ended by itself; its last words are in {instance.log}")
+        say(instance.reason())
     return 0 if signals else 1
 
 
@@ -70,6 +70,7 @@ def _watch(
         if now - recorded > RECORD_EVERY_S:
             recorded = now
             instance.record()
+            reap_orphans(driver.pid)
         reached = instance.stage()
         if reached == READY and stage != READY:
             say(f"ready after {now - began:.0f} s")
@@ -104,6 +105,8 @@ def environment_of(settings: Settings, instance: Instance) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+        # Nobody listens there: the router logs each request. The default would be open UDP sockets.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": str(proxy / "log.sock"), "RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
