@@ -51,13 +51,19 @@ class Stack:
         self.address = f"http://127.0.0.1:{self.port}"
         self.environment = {**os.environ, "STARSERVE_STATE": str(self.base), "STARSERVE_CACHE": str(cache)}
         self.output = self.base / "output"
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Stack:
         """Begin to start; `ready` waits."""
         with self.output.open("wb") as output:
             command = [sys.executable, "-m", "serve", "up", str(self.config)]
-            self.process = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output)
+            self._process = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output)
         return self
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "not started"
+        return self._process
 
     def ready(self) -> Stack:
         deadline = time.monotonic() + START_WITHIN_S
@@ -71,7 +77,8 @@ class Stack:
         return self.output.read_text()
 
     def logged(self) -> str:
-        return (self.folder / "serve.log").read_text(errors="replace")
+        log = self.folder / "serve.log"
+        return log.read_text(errors="replace") if log.exists() else ""
 
     def requests_logged(self) -> list[Any]:
         """The structured line of each request so far."""
@@ -107,6 +114,6 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.process.poll() is None:
+        if self._process is not None and self._process.poll() is None:
             self.stop()
         shutil.rmtree(self.base, ignore_errors=True)
