@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from ipaddress import IPv6Address, ip_address
@@ -21,6 +24,7 @@ import pytest
 from tests.probe import Probe
 from tests.stack import Stack, tiny_model
 from tests.test_prompts import NO_INPUT, WITH_INPUT
+from tests.test_readme import block
 from tests.wire.test_api import BAD, FORMS, RAW, is_openai_error
 
 ANSWER_TOKENS = 48
@@ -180,6 +184,19 @@ def test_bodies_that_are_no_request_are_refused_and_the_engine_lives(
     assert answer.status_code == status
     assert is_openai_error(answer)
     assert client.post("/v1/completions", json={"model": "tiny", "prompt": "x"}).status_code == 200
+
+
+def test_the_examples_of_the_readme_run(stack: Stack, tmp_path: Path) -> None:
+    """As they stand, but for this stack's port, model and home folder."""
+    home = tmp_path / ".starserve" / "8000"
+    home.mkdir(parents=True)
+    (home / "development.key").write_text(stack.key)
+    for command, example in (("sh", block("sh", "curl")), ("python", block("python", "OpenAI"))):
+        ours = example.replace("127.0.0.1:8000", f"127.0.0.1:{stack.port}").replace("smollm2-135m-instruct", "tiny")
+        running = ["sh", "-c", ours] if command == "sh" else [sys.executable, "-c", ours]
+        done = subprocess.run(running, capture_output=True, env={**os.environ, "HOME": str(tmp_path)}, check=True)
+        assert done.stdout
+        assert b'"error"' not in done.stdout
 
 
 def test_the_edge_answers_broken_http_in_openais_shape(stack: Stack, client: httpx.Client) -> None:

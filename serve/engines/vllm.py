@@ -90,6 +90,7 @@ class VllmEngine:
 
     def stop(self) -> None:
         self._llm.shutdown()
+        del self._llm  # its destructor fails when it runs at the interpreter's end
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
         from vllm import SamplingParams

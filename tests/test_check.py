@@ -1,0 +1,78 @@
+"""`starserve check`: sentences that name the field and say what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from serve.__main__ import cli
+from tests.stack import tiny_model
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def check(folder: Path, model: dict[str, Any]) -> tuple[int, str]:
+    path = folder / "c.yaml"
+    path.write_text(yaml.safe_dump({"models": [model]}))
+    done = CliRunner().invoke(cli, ["check", str(path)])
+    return done.exit_code, done.output
+
+
+def test_the_embedded_default_can_be_served_here() -> None:
+    done = CliRunner().invoke(cli, ["check", str(CONFIGS / "smollm2-cpu.yaml")])
+    assert done.exit_code == 0, done.output
+    assert "engines want 2 cores" in done.output
+
+
+def test_the_flagship_asks_for_its_revision_by_name() -> None:
+    done = CliRunner().invoke(cli, ["check", str(CONFIGS / "starcoder-gpteacher.yaml")])
+    assert done.exit_code == 1
+    assert "models.starcoder-gpteacher-code-instruct.source.revision: required" in done.output
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("engine", "sentence"),
+    [
+        ({"kv_cache_gib": None}, "engine.kv_cache_gib: required on cpu"),
+        ({"tensor_parallel_size": 2}, "cannot carry tensor_parallel_size 2"),
+        ({"replicas": 4000}, "all engines together want 4000 cores"),
+    ],
+)
+def test_what_cannot_work_is_named(tmp_path: Path, engine: dict[str, Any], sentence: str) -> None:
+    code, said = check(tmp_path, tiny_model(tmp_path, **engine))
+    assert code == 1
+    assert sentence in said
+
+
+def test_engine_arguments_are_compared_with_vllms_own(tmp_path: Path) -> None:
+    for arguments, sentence in (
+        ({"max_num_batched_token": 1}, "did you mean `max_num_batched_tokens`?"),
+        ({"trust_remote_code": True}, "remote code never runs"),
+        ({"max_model_len": 9}, "set by context_tokens, not here"),
+    ):
+        code, said = check(tmp_path, tiny_model(tmp_path, vllm=arguments))
+        assert code == 1
+        assert sentence in said
+
+
+def test_a_broken_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    for text in ("models: [", "- 1", "", "models: []", "models: 3"):
+        path.write_text(text)
+        done = CliRunner().invoke(cli, ["check", str(path)])
+        assert done.exit_code == 2
+        assert done.output.startswith("starserve: ")
+    assert CliRunner().invoke(cli, ["check", str(tmp_path / "none.yaml")]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", [[], ["up"], ["check"], ["model"], ["model", "prepare"]])
+def test_every_command_teaches(command: list[str]) -> None:
+    done = CliRunner().invoke(cli, [*command, "--help"])
+    assert done.exit_code == 0
+    assert len(re.sub(r"\s+", " ", done.output)) > 200

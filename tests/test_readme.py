@@ -1,0 +1,47 @@
+"""What the README shows is true. Its API examples run in tests/test_stack.py."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from serve.settings import parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str, holding: str) -> str:
+    """The one fenced block of a language that holds some words."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (found,) = [text for name, text in blocks if name == language and holding in text]
+    return str(found)
+
+
+def test_the_example_configuration_is_valid() -> None:
+    assert parse(yaml.safe_load(block("yaml", "models:"))).models[0].engine.cores == 2
+
+
+def test_the_file_tree_is_the_tree() -> None:
+    shown = [line.split()[0] for line in block("", "configs/").splitlines()]
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    tracked = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    folders = {f"{path.split('/')[0]}/" for path in tracked if "/" in path and not path.startswith(".")}
+    inside = {path.removeprefix("serve/") for path in tracked if path.startswith("serve/")}
+    rooms = {f"{path.split('/')[0]}/" if "/" in path else path for path in inside} - {"__init__.py"}
+    assert set(shown) == folders | rooms
+
+
+def test_every_link_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_no_file_is_longer_than_a_reader_can_hold() -> None:
+    long = [
+        p for folder in ("serve", "tests") for p in (ROOT / folder).rglob("*.py") if p.read_text().count("\n") > 300
+    ]
+    assert long == []
