@@ -191,7 +191,7 @@ def test_the_examples_of_the_readme_run(stack: Stack, tmp_path: Path) -> None:
     home = tmp_path / ".starserve" / "8000"
     home.mkdir(parents=True)
     (home / "development.key").write_text(stack.key)
-    for command, example in (("sh", block("sh", "curl")), ("python", block("python", "OpenAI"))):
+    for command, example in (("sh", block("sh", "curl http")), ("python", block("python", "OpenAI"))):
         ours = example.replace("127.0.0.1:8000", f"127.0.0.1:{stack.port}").replace("smollm2-135m-instruct", "tiny")
         running = ["sh", "-c", ours] if command == "sh" else [sys.executable, "-c", ours]
         done = subprocess.run(running, capture_output=True, env={**os.environ, "HOME": str(tmp_path)}, check=True)
