@@ -8,6 +8,7 @@ ServeError
 ├── NotFound              404 not_found
 │   └── UnknownModel      404 model_not_found
 ├── MethodNotAllowed      405 method_not_allowed
+├── BodyTooSlow           408 request_timeout
 ├── BodyTooLarge          413 body_too_large
 ├── EngineUnavailable     503 engine_unavailable   before the first token: try again
 ├── EngineLost            503 engine_lost          the engine died while it answered
@@ -69,6 +70,10 @@ class UnknownModel(NotFound):
 
 class MethodNotAllowed(ServeError):
     status, type, code, outcome = 405, "invalid_request_error", "method_not_allowed", "refused"
+
+
+class BodyTooSlow(ServeError):
+    status, type, code, outcome = 408, "invalid_request_error", "request_timeout", "refused"
 
 
 class BodyTooLarge(ServeError):

@@ -46,6 +46,7 @@ class Router(_Frozen):
 
 class Caps(_Frozen):
     body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body, in bytes.")
+    body_timeout_s: float = Field(30, gt=0, description="Seconds a client may take to send its body.")
     stops: int = Field(4, ge=0, description="Most stop strings in one request.")
     stop_characters: int = Field(256, ge=1, description="Longest stop string, in characters.")
 

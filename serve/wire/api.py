@@ -13,7 +13,16 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from serve.errors import BadRequest, BodyTooLarge, InternalError, MethodNotAllowed, NotFound, ServeError, UnknownModel
+from serve.errors import (
+    BadRequest,
+    BodyTooLarge,
+    BodyTooSlow,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    ServeError,
+    UnknownModel,
+)
 from serve.request import Corridor, collect
 from serve.settings import Caps
 from serve.tenants import Tenants
@@ -46,12 +55,15 @@ class Api:
         router.add_api_route("/v1/models/{model_id:path}", self.model, methods=["GET"], response_model=None)
         router.add_api_route("/health", self.health, methods=["GET"], response_model=None)
         router.add_api_route("/health/live", self.live, methods=["GET"], response_model=None)
+        for path in ("/health", "/health/live"):  # probes send HEAD; the schema need not list it twice
+            call = self.health if path == "/health" else self.live
+            router.add_api_route(path, call, methods=["HEAD"], response_model=None, include_in_schema=False)
         return router
 
     def _generation(self, form: Form) -> Any:
         async def generate(request: Request) -> Response:
             tenant = self.tenant(request)
-            ask = parse(form, await _body(request, self._caps.body_bytes), self._caps)
+            ask = parse(form, await _body(request, self._caps), self._caps)
             request_id: str = request.state.request_id
             reply = Reply(ask, f"{_PREFIX[form]}-{secrets.token_hex(12)}")
             events = self._corridor.answer(ask, tenant, request_id)
@@ -152,17 +164,21 @@ async def _first(events: AsyncGenerator[Event, None]) -> Event:
         raise
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """Read the body, at most `most` bytes; a larger one is refused before it is held."""
-    refusal = BodyTooLarge(f"the body is larger than {most} bytes")
+async def _body(request: Request, caps: Caps) -> bytes:
+    """Read the body; one that is too large is refused before it is held, one that trickles in after a while."""
+    refusal = BodyTooLarge(f"the body is larger than {caps.body_bytes} bytes")
     length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > most:
+    if length.isdigit() and int(length) > caps.body_bytes:
         raise refusal
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise refusal
+    try:
+        async with asyncio.timeout(caps.body_timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > caps.body_bytes:
+                    raise refusal
+    except TimeoutError:
+        raise BodyTooSlow(f"the body did not come within {caps.body_timeout_s:g} s") from None
     return bytes(body)
 
 

@@ -32,11 +32,11 @@ SETTINGS = {
 class Door:
     """A router over a fake engine, and what it logged."""
 
-    def __init__(self, words_folder: Path, folder: Path) -> None:
+    def __init__(self, words_folder: Path, folder: Path, settings: dict[str, Any] = SETTINGS) -> None:
         make_development_keys(folder / "keys", folder / "key")
         self.key, self.engine, self.lines = (folder / "key").read_text(), FakeEngine(), list[Any]()
         tenants = Tenants.read(folder / "keys")
-        app = build(parse(SETTINGS), {"tiny": words_folder}, lambda _: self.engine, tenants, self.lines.append)
+        app = build(parse(settings), {"tiny": words_folder}, lambda _: self.engine, tenants, self.lines.append)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         headers = {"Authorization": f"Bearer {self.key}"}
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
@@ -192,6 +192,23 @@ async def test_a_dead_engine_is_a_503_and_a_death_in_the_stream_is_told_in_band(
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert (await door.client.get("/health")).status_code == 503
     assert (await door.client.get("/health/live")).status_code == 200
+
+
+async def test_a_body_that_trickles_in_is_refused(words_folder: Path, tmp_path: Path) -> None:
+    impatient = Door(words_folder, tmp_path, {**SETTINGS, "caps": {"body_timeout_s": 0.05}})
+
+    async def trickle() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(10)
+
+    async with impatient.client as client:
+        answer = await client.post("/v1/completions", content=trickle())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "request_timeout")
+
+
+async def test_probes_may_ask_with_head(door: Door) -> None:
+    assert (await door.client.head("/health")).status_code == 200
+    assert (await door.client.head("/health/live")).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])
