@@ -49,6 +49,7 @@ def up(
     if signals:
         say("stopping; press Ctrl-C again to stop at once")
         _stop(driver, signals)
+        instance.record()  # what was born while we waited
     end_below()
     instance.clean()
     if not signals:
