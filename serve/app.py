@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from serve.engines.base import Engine
 from serve.logs import log_json
 from serve.prompts import Prompts
-from serve.request import Corridor, Log, Served
+from serve.request import Corridor, Observe, Served
 from serve.settings import Model, Settings
 from serve.tenants import Tenants
 from serve.tokens import TokenizerPool, Vocabulary
@@ -25,13 +25,14 @@ def build(
     folders: Mapping[str, Path],
     engine_of: Callable[[Model], Engine],
     tenants: Tenants,
-    log: Log = log_json,
+    observe: Observe = log_json,
 ) -> FastAPI:
     """The router's ASGI app. `folders`: prepared folder per model name; `engine_of`: who answers for a model."""
     served = {m.name: _served(m, folders[m.name], engine_of(m)) for m in settings.models}
-    corridor = Corridor(served, TokenizerPool(settings.router.tokenizer_threads), log)
+    pool = TokenizerPool(settings.router.tokenizer_threads)
+    corridor = Corridor(served, pool, observe)
     app = FastAPI(title="starserve", description=DESCRIPTION, docs_url=None, redoc_url=None)
-    app.include_router(Api(corridor, tenants, settings.caps).router())
+    app.include_router(Api(corridor, tenants, pool, settings).router())
     install_docs(app)
     install_errors(app)
     app.add_middleware(RequestIds)

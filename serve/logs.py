@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+
+from serve.words import Record
 
 
-def log_json(line: Mapping[str, Any]) -> None:
-    stamped = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}
+def log_json(record: Record) -> None:
+    told = {name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(record).items() if v is not None}
+    stamped = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": "request", **told}
     write_line(json.dumps(stamped, separators=(",", ":")))
 
 

@@ -73,11 +73,12 @@ class Prompts:
         self._chat, self._instruct, self._eos, self._own = chat, instruct, eos, own
         self._preamble = ASSISTANT_PREAMBLE if preamble is None else preamble
 
+    def raw(self, prompt: str) -> Rendered:
+        """A completion's text, as it is. Token-id prompts never come here."""
+        return Rendered((Segment(prompt),))
+
     def render(self, ask: Ask) -> Rendered:
-        """Text of an instruct, chat or raw ask. Token-id prompts never come here."""
-        if ask.form == "completion":
-            assert isinstance(ask.prompt, str)
-            return Rendered((Segment(ask.prompt),))
+        """Text of an instruct or chat ask."""
         if ask.form == "instruct" and self._instruct == "alpaca":
             return Rendered((Segment(alpaca(ask.instruction, ask.input)),), ALPACA_STOPS)
         if ask.form == "instruct":

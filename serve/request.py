@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
+from serve.answers import Events, echoed, together
 from serve.engines.base import Engine
 from serve.errors import BadRequest, ContextOverflow, EngineLost, InternalError, ServeError, UnknownModel
 from serve.prompts import Prompts
 from serve.settings import Model
 from serve.tokens import TokenizerPool, Vocabulary
-from serve.words import Ask, Event, Job, Tenant
+from serve.words import Ask, Event, Job, Record, Sampling, Tenant
 
-Log = Callable[[Mapping[str, Any]], None]
+Observe = Callable[[Record], None]
 RAW_COMPLETION_TOKENS = 16  # OpenAI's default of the raw completion form
+_FIELD = {"completion": "prompt", "instruct": "instruction", "chat": "messages"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,84 +38,116 @@ class Served:
 class Corridor:
     """Answers asks. One per router process; it keeps no state between requests."""
 
-    def __init__(self, served: Mapping[str, Served], tokenizers: TokenizerPool, log: Log) -> None:
-        self.served, self._tokenizers, self._log = served, tokenizers, log
+    def __init__(self, served: Mapping[str, Served], tokenizers: TokenizerPool, observe: Observe) -> None:
+        """`observe` gets one record per request when it has ended: for logs and metrics."""
+        self.served, self._tokenizers, self._observe = served, tokenizers, observe
 
-    async def answer(self, ask: Ask, tenant: Tenant, request_id: str) -> AsyncGenerator[Event, None]:
-        """The events of one ask. Whatever happens, exactly one line is logged; it holds no text."""
+    def find(self, model: str) -> Served:
+        if model not in self.served:
+            raise UnknownModel("this server has no such model; GET /v1/models lists what it has", "model")
+        return self.served[model]
+
+    def refuse(self, record: Record, error: ServeError) -> None:
+        """Record a request that came no further than the door."""
+        record.outcome, record.code = error.outcome, error.code
+        self._observe(record)
+
+    async def answer(self, ask: Ask, tenant: Tenant, record: Record) -> AsyncGenerator[Event, None]:
+        """The events of one ask. Whatever happens, exactly one record is told; it holds no text."""
         began = time.monotonic()
-        line: dict[str, Any] = {
-            "event": "request", "id": request_id, "tenant": tenant.tenant_id, "key": tenant.key_id,
-            "form": ask.form, "stream": ask.stream, "outcome": "cancelled", "output_tokens": 0,
-        }  # fmt: skip
+        record.model, record.stream = ask.model, ask.stream
         try:
-            served = self._served(ask)
-            line["model"] = ask.model
-            job = await self._job(ask, tenant, served)
-            line["prompt_tokens"] = len(job.prompt_ids)
-            # Limits: what this job may cost is held here, and settled in `finally` (tenancy issue).
+            served = self.find(ask.model)
+            jobs = await self._jobs(ask, tenant, served)
+            record.prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
+            # Limits: what these jobs may cost is held here, and settled in `finally` (tenancy issue).
             # Ledger: the row is opened here, before dispatch, and closed in `finally` (tenancy issue).
             # Fair turn: taken inside the engine replica, beside the engine that it feeds (tenancy issue).
-            async with aclosing(served.engine.generate(job)) as events:
+            prompts = ask.prompts or (None,)
+            streams = [await self._stream(ask, served, p, job) for p, job in zip(prompts, jobs, strict=True)]
+            async with aclosing(together(streams, ask.sampling.n)) as events:
                 async for event in events:
-                    line.setdefault("ttft_s", round(time.monotonic() - began, 4))
-                    line["output_tokens"] += len(event.token_ids)
-                    if event.finish:
-                        line["outcome"] = "done"
+                    _note(record, event, time.monotonic() - began)
                     yield event
-            if line["outcome"] != "done":
+            if record.outcome != "done":
                 raise EngineLost("the engine ended its answer without a finish reason")
         except ServeError as e:
-            line |= {"outcome": e.outcome, "code": e.code}
+            record.outcome, record.code = e.outcome, e.code
             raise
         except Exception as e:
-            line |= {"outcome": "failed", "code": "internal_error", "error": type(e).__name__}
+            record.outcome, record.code, record.error = "failed", "internal_error", type(e).__name__
             raise InternalError("something went wrong in the server; it was not your request's fault") from e
         finally:
-            self._log({**line, "duration_s": round(time.monotonic() - began, 4)})
+            record.duration_s = time.monotonic() - began
+            self._observe(record)
 
-    def _served(self, ask: Ask) -> Served:
-        if ask.model not in self.served:
-            raise UnknownModel("this server has no such model; GET /v1/models lists what it has", "model")
-        return self.served[ask.model]
+    async def _jobs(self, ask: Ask, tenant: Tenant, served: Served) -> list[Job]:
+        """One job per prompt: what the client asked for, with the model's defaults and stops."""
+        sampling, jobs = _with_defaults(ask.sampling, served), []
+        for ids, stops in await self._prompts(ask, served):
+            if not ids:
+                raise BadRequest(f"{_FIELD[ask.form]} is empty", _FIELD[ask.form])
+            sampled = replace(
+                sampling,
+                stop=tuple(dict.fromkeys(sampling.stop + stops)),
+                max_tokens=_max_tokens(ask, len(ids), served.model.context_tokens),
+            )
+            job_id = f"{ask.form}-{secrets.token_hex(12)}"
+            jobs.append(Job(job_id, ids, sampled, tenant.cache_salt))
+        return jobs
 
-    async def _job(self, ask: Ask, tenant: Tenant, served: Served) -> Job:
-        no_stops: tuple[str, ...] = ()
-        sampling, defaults = ask.sampling, served.model.defaults
-        field = {"completion": "prompt", "instruct": "instruction", "chat": "messages"}[ask.form]
-        if isinstance(ask.prompt, tuple):
-            ids, stops = ask.prompt, no_stops
-            if any(not 0 <= i < served.vocabulary.size for i in ids):
-                raise BadRequest(f"prompt: token ids must lie in 0…{served.vocabulary.size - 1}", "prompt")
-        else:
-            rendered = served.prompts.render(ask)
-            ids, stops = await self._tokenizers.encode(served.vocabulary, rendered), rendered.stops
-        if not ids:
-            raise BadRequest(f"{field} is empty", field)
-        return Job(
-            job_id=f"{ask.form}-{secrets.token_hex(12)}",
-            prompt_ids=ids,
-            max_tokens=_max_tokens(ask, len(ids), served.model.context_tokens, field),
-            temperature=defaults.temperature if sampling.temperature is None else sampling.temperature,
-            top_p=defaults.top_p if sampling.top_p is None else sampling.top_p,
-            seed=sampling.seed,
-            stop=tuple(dict.fromkeys(sampling.stop + stops)),
-            cache_salt=tenant.cache_salt,
-        )
+    async def _prompts(self, ask: Ask, served: Served) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
+        """Token ids of each prompt, and the strings at which its template ends an answer."""
+        prompts: list[tuple[tuple[int, ...], tuple[str, ...]]] = []
+        for prompt in ask.prompts if ask.form == "completion" else ("",):
+            if isinstance(prompt, tuple):
+                _check_ids(prompt, served, "prompt")
+                prompts.append((prompt, ()))
+            else:
+                rendered = served.prompts.raw(prompt) if ask.form == "completion" else served.prompts.render(ask)
+                prompts.append((await self._tokenizers.run(served.vocabulary.encode, rendered), rendered.stops))
+        return prompts
+
+    async def _stream(self, ask: Ask, served: Served, prompt: str | tuple[int, ...] | None, job: Job) -> Events:
+        events = served.engine.generate(job)
+        if not ask.echo or prompt is None:
+            return events
+        text = prompt if isinstance(prompt, str) else await self._tokenizers.run(served.vocabulary.decode, prompt)
+        return echoed(events, text, ask.sampling.n, answer=ask.sampling.max_tokens != 0)
 
 
-async def collect(events: AsyncGenerator[Event, None]) -> Event:
-    """The unary answer: the stream, joined into one event."""
-    async with aclosing(events):
-        pieces = [event async for event in events]
-    return pieces[-1]._replace(
-        token_ids=tuple(i for piece in pieces for i in piece.token_ids), text="".join(piece.text for piece in pieces)
+def _note(record: Record, event: Event, now_s: float) -> None:
+    """Bring the record up to date with an event that leaves after `now_s`."""
+    if record.ttft_s is None:
+        record.ttft_s = now_s
+    if event.start:
+        record.queue_s = max(record.queue_s or 0.0, event.start.queue_s)
+        record.cached_tokens += event.start.cached_tokens
+    record.output_tokens += len(event.token_ids)
+    if event.usage:
+        record.outcome = "done"
+
+
+def _with_defaults(sampling: Sampling, served: Served) -> Sampling:
+    defaults = served.model.defaults
+    _check_ids((i for i, _ in sampling.logit_bias), served, "logit_bias")
+    _check_ids(sampling.stop_token_ids, served, "stop_token_ids")
+    temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
+    if sampling.n > 1 and temperature == 0:
+        raise BadRequest("n: at temperature 0 all answers are the same; send n 1, or a temperature above 0", "n")
+    return replace(
+        sampling, temperature=temperature, top_p=defaults.top_p if sampling.top_p is None else sampling.top_p
     )
 
 
-def _max_tokens(ask: Ask, prompt: int, context: int, field: str) -> int:
+def _check_ids(ids: Iterable[int], served: Served, field: str) -> None:
+    if any(i >= served.vocabulary.size for i in ids):
+        raise BadRequest(f"{field}: token ids must lie in 0…{served.vocabulary.size - 1}", field)
+
+
+def _max_tokens(ask: Ask, prompt: int, context: int) -> int:
     """What was asked for; by default what fits, and 16 on the raw form. Nothing is cut silently."""
-    room, wanted = context - prompt, ask.sampling.max_tokens
+    room, wanted, field = context - prompt, ask.sampling.max_tokens, _FIELD[ask.form]
     if room < 1:
         raise ContextOverflow(
             f"{field} has {prompt} tokens; this model's context is {context} tokens, and at least 1 must be left "
@@ -127,4 +160,4 @@ def _max_tokens(ask: Ask, prompt: int, context: int, field: str) -> int:
             f"{field} has {prompt} tokens and max_tokens is {wanted}; together they exceed this model's context of "
             f"{context} tokens", "max_tokens",
         )  # fmt: skip
-    return wanted
+    return max(1, wanted)  # 0 with echo: an engine makes at least one token, which `echoed` leaves out

@@ -35,6 +35,7 @@ class Http(_Frozen):
     port: int = Field(8000, ge=1, le=65535, description="The one public port.")
     header_timeout_s: int = Field(10, ge=1, description="Seconds a client may take to send its request head.")
     connections_per_address: int = Field(1024, ge=1, description="Open connections allowed to one client address.")
+    comment_after_s: float = Field(10, gt=0, description="A stream silent for so many seconds sends an SSE comment.")
 
 
 class Router(_Frozen):
@@ -49,6 +50,14 @@ class Caps(_Frozen):
     body_timeout_s: float = Field(30, gt=0, description="Seconds a client may take to send its body.")
     stops: int = Field(4, ge=0, description="Most stop strings in one request.")
     stop_characters: int = Field(256, ge=1, description="Longest stop string, in characters.")
+    stop_token_ids: int = Field(64, ge=0, description="Most stop token ids in one request.")
+    choices: int = Field(8, ge=1, description="Most answers per prompt (`n`).")
+    prompts: int = Field(32, ge=1, description="Most prompts in one completion request.")
+    logprobs: int = Field(20, ge=0, description="Most alternatives per answered token.")
+    echo_logprobs: int = Field(5, ge=0, description="Most alternatives per token when the prompt is scored too.")
+    logit_bias: int = Field(300, ge=0, description="Most tokens in one logit_bias.")
+    schema_bytes: int = Field(1 << 16, ge=2, description="Largest JSON schema of a response_format, in bytes.")
+    schema_depth: int = Field(16, ge=1, description="Deepest nesting of objects and lists in such a schema.")
 
 
 class Source(_Frozen):

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
+from tokenizers.pre_tokenizers import ByteLevel
 
 from serve.prompts import ModelTemplate, Rendered
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # how vocabularies with byte fallback name a byte
 
 
 class Vocabulary:
@@ -27,6 +35,7 @@ class Vocabulary:
         described: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text())
         self.eos = _token_text(described.get("eos_token"))
         self._control = tuple(t.content for t in self._plain.get_added_tokens_decoder().values() if t.special)
+        self._byte_of, self._spelled = _byte_level(self._plain), dict[int, bytes]()
         jinja = folder / "chat_template.jinja"
         source = jinja.read_text() if jinja.exists() else described.get("chat_template")
         self.template = None
@@ -44,15 +53,54 @@ class Vocabulary:
                 ids += self._plain.encode(segment.text, add_special_tokens=prompt.add_bos and place == 0).ids
         return tuple(ids)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a prompt that came as ids; control tokens show."""
+        return self._plain.decode(ids, skip_special_tokens=False)
+
+    def spell(self, token_id: int) -> bytes:
+        """The bytes of one token; several tokens may share a character, so they need not be text."""
+        found = self._spelled.get(token_id)
+        if found is None:
+            found = self._spelled[token_id] = self._bytes_of(token_id)
+        return found
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        name = self._plain.id_to_token(token_id)
+        if name is None:  # the engine's vocabulary may be padded
+            return b""
+        if self._byte_of and name not in self._control and all(c in self._byte_of for c in name):
+            return bytes(self._byte_of[c] for c in name)
+        if byte := _BYTE_TOKEN.fullmatch(name):
+            return bytes([int(byte[1], 16)])
+        return self._plain.decode([token_id], skip_special_tokens=False).encode()
+
 
 class TokenizerPool:
-    """Encodes off the event loop; at most `threads` texts at a time."""
+    """Work on text, off the event loop; at most `threads` pieces at a time."""
 
     def __init__(self, threads: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
 
-    async def encode(self, vocabulary: Vocabulary, prompt: Rendered) -> tuple[int, ...]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, vocabulary.encode, prompt)
+    async def run(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *arguments, **named))
+
+
+def _byte_level(tokenizer: Tokenizer) -> dict[str, int]:
+    """The byte behind each letter of a byte-level vocabulary; empty for another kind. Learned from the library."""
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        return {}
+    level = ByteLevel(add_prefix_space=False, use_regex=False)
+    letters: dict[str, int] = {}
+    # Every byte that UTF-8 uses: in characters of one and two, of three, and of four bytes. 0xD800… are no text.
+    for code in (
+        *range(0x800),
+        *range(0x800, 0xD800, 0x800),
+        *range(0xE000, 0x10000, 0x1000),
+        *range(0x10000, 0x110000, 0x10000),
+    ):
+        spelled = "".join(piece for piece, _ in level.pre_tokenize_str(chr(code)))
+        letters |= dict(zip(spelled, chr(code).encode(), strict=True))
+    return letters
 
 
 def _token_text(token: Any) -> str:

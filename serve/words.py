@@ -49,13 +49,31 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """What the engine may vary. `max_tokens` None means: whatever fits (16 on raw completions)."""
+    """What the engine may vary. The names and neutral values are OpenAI's and vLLM's.
+
+    In an `Ask`, `max_tokens`, `temperature` and `top_p` may be None: the model's defaults, and whatever fits (16 on
+    raw completions). In a `Job` nothing is open.
+    """
 
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    n: int = 1
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = field(default=(), repr=False)
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    skip_special_tokens: bool = True
+    logprobs: int | None = None  # likeliest alternatives told per token; None: no log-probabilities at all
+    prompt_logprobs: int | None = None  # the same for the prompt's own tokens
+    json_schema: str | None = field(default=None, repr=False)  # the answer is JSON that obeys it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +85,49 @@ class Ask:
     sampling: Sampling
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
     return_token_ids: bool = False
-    prompt: str | tuple[int, ...] = field(default="", repr=False)  # completion
+    echo: bool = False  # completion: the prompt comes before the answer
+    prompts: tuple[str | tuple[int, ...], ...] = field(default=(), repr=False)  # completion
     instruction: str = field(default="", repr=False)  # instruct
     input: str = field(default="", repr=False)  # instruct
     messages: tuple[Message, ...] = field(default=(), repr=False)  # chat
+    tools_ignored: bool = False  # chat: tools were offered; this server never calls one
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one engine is asked to do: token ids in, and how to sample. No text, no identity but the salt."""
+    """What one engine is asked to do: token ids in, and how to sample. No identity but the salt."""
 
     job_id: str
     prompt_ids: tuple[int, ...] = field(repr=False)
-    max_tokens: int
-    temperature: float
-    top_p: float
-    seed: int | None
-    stop: tuple[str, ...] = field(repr=False)
+    sampling: Sampling
     cache_salt: Secret = field(repr=False)
+    traceparent: str | None = None  # W3C trace context of the request
+
+
+class TokenLogprob(NamedTuple):
+    """A token's log-probability (natural logarithm, of the model's raw distribution) and its likeliest rivals.
+
+    `logprob` is None for a prompt's first token, which nothing predicts. `top` is sorted, likeliest first.
+    """
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+
+
+class Start(NamedTuple):
+    """What the first event of a job tells besides its tokens."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    queue_s: float  # from the engine's door to its first step for this job
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Usage(NamedTuple):
-    """Tokens of a finished job, as the engine counted them."""
+    """Tokens of a finished job, as the engine counted them; the prompt counts once, however many choices."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -97,10 +135,11 @@ class Usage(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A piece of an answer. Token ids and text are what is new since the last event of the same choice.
+    """A piece of an answer. Token ids, text and logprobs are what is new since the last event of the same choice.
 
     The text may trail the token ids (a character of several tokens, a possible stop string); joined, both are
-    whole. The last event carries `finish` and `usage`, and there is exactly one such event.
+    whole. Each choice has exactly one event with `finish`. The first event of a job, and only that, has `start`;
+    the last, and only that, has `usage`.
     A NamedTuple, because it crosses a process once per token and pickles as a plain tuple.
     """
 
@@ -109,6 +148,36 @@ class Event(NamedTuple):
     text: str
     finish: Finish | None = None
     usage: Usage | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    start: Start | None = None
 
     def __repr__(self) -> str:
         return f"Event(choice={self.choice}, tokens={len(self.token_ids)}, finish={self.finish})"
+
+
+@dataclass(slots=True)
+class Record:
+    """What may be told of a request when it has ended: ids, counts and times, never text. One per request."""
+
+    request_id: str
+    form: Form
+    tenant_id: str | None = None
+    key_id: str | None = None
+    model: str | None = None
+    stream: bool | None = None
+    outcome: str = "cancelled"  # done, refused, failed, lost, cancelled
+    code: str | None = None  # the error's code
+    error: str | None = None  # the class of an error that nobody foresaw
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    queue_s: float | None = None
+    ttft_s: float | None = None  # from the parsed request to the first event
+    duration_s: float = 0.0
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first."""
+        if self.ttft_s is None or self.output_tokens < 2:
+            return None
+        return (self.duration_s - self.ttft_s) / (self.output_tokens - 1)

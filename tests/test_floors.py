@@ -10,15 +10,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
     {"words", "errors"},
-    {"settings", "prompts"},
+    {"settings", "prompts", "schemas"},
     {"tokens", "tenants", "weights", "logs", "engines"},
+    {"answers"},
     {"request"},
     {"wire"},
     {"app"},
     {"deploy"},
     {"check", "__main__"},
 )
-WITHIN = {"engines": ["base", "fake", "warm", "vllm"], "wire": ["bodies", "openai", "sse", "api", "docs"],
+WITHIN = {"engines": ["base", "fake", "outputs", "warm", "vllm"],
+          "wire": ["bodies", "fields", "parse", "logprobs", "openai", "sse", "docs", "api"],
           "deploy": ["haproxy", "loopback", "handle", "instance", "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {
     "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py"},

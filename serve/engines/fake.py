@@ -1,6 +1,7 @@
 """An engine with known tokens and known times: the deterministic twin of the real one, for tests and measuring.
 
-It repeats the prompt's token ids, over and over; token id t is the text "<t>". Stop strings are honoured.
+It repeats the prompt's token ids, over and over; token id t is the text "<t>". Choice c begins c tokens later. Stop
+strings are honoured. The log-probability of token t is -t/1024, and its rivals are t+1, t+2, …
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from serve.errors import EngineLost, EngineUnavailable
-from serve.words import Event, Finish, Job, Usage
+from serve.words import Event, Finish, Job, Start, TokenLogprob, Usage
 
 
 @dataclass(slots=True)
@@ -34,21 +35,50 @@ class FakeEngine:
         self.jobs.append(job)
         self.running.add(job.job_id)
         self.began.set()
+        choices = [_Choice(job, index) for index in range(job.sampling.n)]
+        made, step = 0, 0
         try:
-            text = ""
-            for made in range(1, job.max_tokens + 1):
-                await asyncio.sleep(self.ttft_s if made == 1 else self.tpot_s)
-                if self.fail_after is not None and made > self.fail_after:
+            while open_choices := [choice for choice in choices if not choice.finished]:
+                step += 1
+                await asyncio.sleep(self.ttft_s if step == 1 else self.tpot_s)
+                if self.fail_after is not None and step > self.fail_after:
                     raise EngineLost("the engine stopped while it answered")
-                token = job.prompt_ids[(made - 1) % len(job.prompt_ids)]
-                piece, text = f"<{token}>", f"{text}<{token}>"
-                cut = min((text.find(s) for s in job.stop if s in text), default=-1)
-                if cut >= 0:
-                    piece = piece[: max(0, len(piece) - (len(text) - cut))]
-                finish: Finish | None = "stop" if cut >= 0 else "length" if made == job.max_tokens else None
-                usage = Usage(len(job.prompt_ids), made, 0) if finish else None
-                yield Event(0, (token,), piece, finish, usage)
-                if finish:
-                    return
+                for choice in open_choices:
+                    event, made = choice.next(), made + 1
+                    if made == 1:
+                        event = event._replace(start=_start(job))
+                    if all(c.finished for c in choices):
+                        event = event._replace(usage=Usage(len(job.prompt_ids), made, 0))
+                    yield event
         finally:
             self.running.discard(job.job_id)
+
+
+class _Choice:
+    def __init__(self, job: Job, index: int) -> None:
+        self._job, self._index, self._made, self._text, self.finished = job, index, 0, "", False
+
+    def next(self) -> Event:
+        job, sampling = self._job, self._job.sampling
+        token = job.prompt_ids[(self._made + self._index) % len(job.prompt_ids)]
+        self._made += 1
+        piece, self._text = f"<{token}>", f"{self._text}<{token}>"
+        cut = min((self._text.find(s) for s in sampling.stop if s in self._text), default=-1)
+        if cut >= 0:
+            piece = piece[: max(0, len(piece) - (len(self._text) - cut))]
+        finish: Finish | None = "stop" if cut >= 0 else "length" if self._made == sampling.max_tokens else None
+        self.finished = finish is not None
+        scores = None if sampling.logprobs is None else (_score(token, sampling.logprobs),)
+        return Event(self._index, (token,), piece, finish, logprobs=scores)
+
+
+def _start(job: Job) -> Start:
+    top, scores = job.sampling.prompt_logprobs, None
+    if top is not None:
+        first, *rest = job.prompt_ids
+        scores = (TokenLogprob(first, None, ()), *(_score(token, top) for token in rest))
+    return Start(len(job.prompt_ids), 0, 0.0, scores)
+
+
+def _score(token: int, top: int) -> TokenLogprob:
+    return TokenLogprob(token, -token / 1024, tuple((token + i, -(token + i) / 1024) for i in range(top)))

@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.engines import warm
+from serve.engines.outputs import OutputReader
 from serve.errors import BadRequest, EngineLost, EngineUnavailable
 from serve.settings import Model, SettingsError, did_you_mean
-from serve.words import Event, Finish, Job, Usage
+from serve.words import Event, Job, Sampling
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -93,34 +95,42 @@ class VllmEngine:
         del self._llm  # its destructor fails when it runs at the interpreter's end
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
-        from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
-        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        params = SamplingParams(
-            max_tokens=job.max_tokens, temperature=job.temperature, top_p=job.top_p, seed=job.seed,
-            stop=list(job.stop), output_kind=RequestOutputKind.DELTA,
-        )  # fmt: skip
         prompt: Any = {"prompt_token_ids": list(job.prompt_ids), "cache_salt": job.cache_salt.reveal()}
-        made = 0
-        outputs = self._llm.generate(prompt, params, job.job_id)
+        reader = OutputReader(job)
         try:
-            async for output in outputs:
-                choice = output.outputs[0]
-                made += len(choice.token_ids)
-                finish = _finish(choice.finish_reason)
-                usage = Usage(len(job.prompt_ids), made, output.num_cached_tokens or 0) if finish else None
-                yield Event(choice.index, tuple(choice.token_ids), choice.text, finish, usage)
+            outputs = self._llm.generate(prompt, _parameters(job.sampling), job.job_id)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    for event in reader.events(output):
+                        yield event
         except EngineDeadError:
-            if made:
+            if reader.made:
                 raise EngineLost("the engine stopped while it answered") from None
             raise EngineUnavailable("the engine of this model has stopped; it restarts by itself") from None
         except (VLLMClientError, ValueError):
             # vLLM's own words may quote the prompt.
             raise BadRequest("the engine refuses this request") from None
-        finally:
-            await outputs.aclose()
+
+
+def _parameters(sampling: Sampling) -> Any:
+    """vLLM's own SamplingParams."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    structured = StructuredOutputsParams(json=sampling.json_schema) if sampling.json_schema else None
+    return SamplingParams(
+        max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p, n=sampling.n,
+        seed=sampling.seed, stop=list(sampling.stop), stop_token_ids=list(sampling.stop_token_ids),
+        ignore_eos=sampling.ignore_eos, min_tokens=sampling.min_tokens, top_k=sampling.top_k, min_p=sampling.min_p,
+        presence_penalty=sampling.presence_penalty, frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty, logit_bias=dict(sampling.logit_bias) or None,
+        skip_special_tokens=sampling.skip_special_tokens, logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs, structured_outputs=structured,
+        output_kind=RequestOutputKind.DELTA,
+    )  # fmt: skip
 
 
 def _arguments(model: Model, folder: Path) -> dict[str, Any]:
@@ -132,6 +142,8 @@ def _arguments(model: Model, folder: Path) -> dict[str, Any]:
         "tensor_parallel_size": engine.tensor_parallel_size, "max_num_seqs": engine.max_num_seqs,
         "enforce_eager": engine.enforce_eager, "enable_log_requests": False,
     }  # fmt: skip
+    # Other backends skip keywords of a schema that they do not know; free whitespace lets a model write nothing else.
+    arguments.setdefault("structured_outputs_config", {"backend": "xgrammar", "disable_any_whitespace": True})
     if engine.tensor_parallel_size > 1:
         arguments.setdefault("distributed_executor_backend", "mp")
     if engine.kv_cache_gib is not None:
@@ -139,11 +151,3 @@ def _arguments(model: Model, folder: Path) -> dict[str, Any]:
     if engine.device == "gpu":
         arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
     return arguments
-
-
-def _finish(reason: str | None) -> Finish | None:
-    if reason is None or reason == "length":
-        return "length" if reason else None
-    if reason != "stop":  # "abort" or "error": no answer that could be called finished
-        raise EngineLost("the engine gave this request up")
-    return "stop"

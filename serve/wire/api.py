@@ -13,6 +13,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from serve.answers import collect
 from serve.errors import (
     BadRequest,
     BodyTooLarge,
@@ -21,17 +22,21 @@ from serve.errors import (
     MethodNotAllowed,
     NotFound,
     ServeError,
-    UnknownModel,
 )
-from serve.request import Corridor, collect
-from serve.settings import Caps
+from serve.request import Corridor
+from serve.settings import Caps, Settings
 from serve.tenants import Tenants
-from serve.wire.bodies import BODIES, parse
+from serve.tokens import TokenizerPool
+from serve.wire.bodies import BODIES
+from serve.wire.docs import described
 from serve.wire.openai import Reply, model_card
-from serve.wire.sse import EventStream, stream, unless_gone
-from serve.words import Event, Form, Tenant
+from serve.wire.parse import parse
+from serve.wire.sse import EventStream, left_before
+from serve.words import Ask, Event, Form, Record, Tenant
 
 HEALTH_TIMEOUT_S = 2.0
+_SMALL_BODY = 4096  # bytes
+_TOOLS_IGNORED = {"Warning": '299 starserve "tools were accepted and are never called"'}
 PATHS: dict[Form, str] = {
     "instruct": "/v1/instruct", "completion": "/v1/completions", "chat": "/v1/chat/completions",
 }  # fmt: skip
@@ -42,15 +47,18 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
 class Api:
     """Routes over one corridor."""
 
-    def __init__(self, corridor: Corridor, tenants: Tenants, caps: Caps) -> None:
-        self._corridor, self._tenants, self._caps = corridor, tenants, caps
+    def __init__(self, corridor: Corridor, tenants: Tenants, pool: TokenizerPool, settings: Settings) -> None:
+        self._corridor, self._tenants, self._pool = corridor, tenants, pool
+        self._caps, self._comment_after_s = settings.caps, settings.http.comment_after_s
         self._created = int(time.time())
 
     def router(self) -> APIRouter:
         router = APIRouter()
         for form, path in PATHS.items():
-            router.add_api_route(path, self._generation(form), methods=["POST"], name=form, openapi_extra=_schema(form),
-                                 summary=BODIES[form].__doc__ or f"OpenAI's {form} form.")  # fmt: skip
+            call, summary = self._generation(form), BODIES[form].__doc__
+            router.add_api_route(
+                path, call, methods=["POST"], name=form, summary=summary, openapi_extra=described(form)
+            )
         router.add_api_route("/v1/models", self.models, methods=["GET"], response_model=None)
         router.add_api_route("/v1/models/{model_id:path}", self.model, methods=["GET"], response_model=None)
         router.add_api_route("/health", self.health, methods=["GET"], response_model=None)
@@ -62,21 +70,37 @@ class Api:
 
     def _generation(self, form: Form) -> Any:
         async def generate(request: Request) -> Response:
-            tenant = self.tenant(request)
-            ask = parse(form, await _body(request, self._caps), self._caps)
-            request_id: str = request.state.request_id
-            reply = Reply(ask, f"{_PREFIX[form]}-{secrets.token_hex(12)}")
-            events = self._corridor.answer(ask, tenant, request_id)
+            record = Record(request.state.request_id, form)
+            try:
+                tenant = self.tenant(request)
+                record.tenant_id, record.key_id = tenant.tenant_id, tenant.key_id
+                ask = await self._ask(form, request)
+                served = self._corridor.find(ask.model)
+            except ServeError as e:
+                self._corridor.refuse(record, e)
+                raise
+            reply = Reply(ask, f"{_PREFIX[form]}-{secrets.token_hex(12)}", served.vocabulary.spell)
+            events, headers = self._corridor.answer(ask, tenant, record), _TOOLS_IGNORED if ask.tools_ignored else {}
             if not ask.stream:
-                event = await unless_gone(request, collect(events))
-                return Response(status_code=499) if event is None else JSONResponse(reply.whole(event))
-            # The first event is awaited before the headers go, so that a refusal is still a status code.
-            head = await unless_gone(request, _first(events))
-            if head is None:
+                whole = asyncio.create_task(collect(events))
+                gone = await left_before(request, whole)
+                return Response(status_code=499) if gone else JSONResponse(reply.whole(whole.result()), 200, headers)
+            # The first event is awaited before the headers go, so that a refusal is still a status code; but not
+            # for so long that somebody on the way gives the silent connection up.
+            head = asyncio.create_task(_first(events))
+            if await left_before(request, head, self._comment_after_s):
                 return Response(status_code=499)
-            return EventStream(stream(reply, head, events), {"X-Request-Id": request_id})
+            if head.done():
+                head.result()
+            return EventStream(reply, head, events, headers, self._comment_after_s)
 
         return generate
+
+    async def _ask(self, form: Form, request: Request) -> Ask:
+        body = await _body(request, self._caps)
+        if len(body) <= _SMALL_BODY:
+            return parse(form, body, self._caps)
+        return await self._pool.run(parse, form, body, self._caps)  # tens of milliseconds: not on the event loop
 
     def tenant(self, request: Request) -> Tenant:
         given = request.headers.getlist("authorization")
@@ -93,10 +117,7 @@ class Api:
     async def model(self, request: Request, model_id: str) -> JSONResponse:
         """One model: context length and templates."""
         self.tenant(request)
-        served = self._corridor.served.get(model_id)
-        if served is None:
-            raise UnknownModel("this server has no such model; GET /v1/models lists what it has", "model")
-        return JSONResponse(model_card(served.model, self._created))
+        return JSONResponse(model_card(self._corridor.find(model_id).model, self._created))
 
     async def health(self) -> JSONResponse:
         """200 when a request sent now would be answered, for every model."""
@@ -180,19 +201,3 @@ async def _body(request: Request, caps: Caps) -> bytes:
     except TimeoutError:
         raise BodyTooSlow(f"the body did not come within {caps.body_timeout_s:g} s") from None
     return bytes(body)
-
-
-def _schema(form: Form) -> dict[str, Any]:
-    schema = BODIES[form].model_json_schema(ref_template="#/components/schemas/{model}")
-    defined = schema.pop("$defs", {})
-    inline = _inlined(schema, defined)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inline}}},
-            "security": [{"key": []}]}  # fmt: skip
-
-
-def _inlined(node: Any, defined: dict[str, Any]) -> Any:
-    if isinstance(node, dict):
-        if "$ref" in node:
-            return _inlined(defined[node["$ref"].rsplit("/", 1)[1]], defined)
-        return {k: _inlined(v, defined) for k, v in node.items()}
-    return [_inlined(v, defined) for v in node] if isinstance(node, list) else node

@@ -12,6 +12,9 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
+from serve.wire.bodies import BODIES
+from serve.words import Form
+
 ASSETS = "docs/assets"
 
 
@@ -46,3 +49,20 @@ def _with_key(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]
         return schema
 
     return openapi
+
+
+def described(form: Form) -> dict[str, Any]:
+    """The body of a form, for the page: FastAPI does not see it, because the corridor's own parser reads it."""
+    schema = BODIES[form].model_json_schema(ref_template="#/components/schemas/{model}")
+    defined = schema.pop("$defs", {})
+    inline = _inlined(schema, defined)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inline}}},
+            "security": [{"key": []}]}  # fmt: skip
+
+
+def _inlined(node: Any, defined: dict[str, Any]) -> Any:
+    if isinstance(node, dict):
+        if "$ref" in node:
+            return _inlined(defined[node["$ref"].rsplit("/", 1)[1]], defined)
+        return {k: _inlined(v, defined) for k, v in node.items()}
+    return [_inlined(v, defined) for v in node] if isinstance(node, list) else node

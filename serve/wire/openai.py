@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from serve.settings import Model
+from serve.wire.logprobs import Spell, of_chat, of_completion
 from serve.words import Ask, Event, Usage
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
     """Renders one answer, whole or in chunks, under one id. Instruct answers have the completion's shape."""
 
     ask: Ask
     reply_id: str
+    spell: Spell = field(repr=False)
     created: int = field(default_factory=lambda: int(time.time()))
+    _offsets: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))  # characters, per choice
+    _so_far: Usage = field(default_factory=lambda: Usage(0, 0, 0))
 
-    def whole(self, event: Event) -> Json:
-        assert event.usage is not None
-        choice: Json = {"index": event.choice, "finish_reason": event.finish, "logprobs": None}
-        if self.ask.form == "chat":
-            choice["message"] = {"role": "assistant", "content": event.text, "refusal": None}
-        else:
-            choice["text"] = event.text
-        return {**self._head(chunk=False), "choices": [self._with_ids(choice, event)], "usage": usage(event.usage)}
+    def whole(self, events: Sequence[Event]) -> Json:
+        """`events`: one per choice, the last with the usage."""
+        counted = events[-1].usage
+        assert counted is not None
+        choices = []
+        for event in events:
+            choice: Json = {"index": event.choice, "finish_reason": event.finish, "logprobs": self._logprobs(event)}
+            if self.ask.form == "chat":
+                choice["message"] = {"role": "assistant", "content": event.text, "refusal": None}
+            else:
+                choice["text"] = event.text
+            choices.append(self._with_ids(choice, event))
+        return {**self._head(chunk=False), "choices": choices, "usage": usage(counted)}
 
-    def first(self) -> Json | None:
-        """The chunk before all text: chat announces the role."""
+    def first(self) -> list[Json]:
+        """The chunks before all text: chat announces the role of each choice."""
         if self.ask.form != "chat":
-            return None
+            return []
         delta = {"role": "assistant", "content": ""}
-        return self._chunk([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
+        indices = range(self.ask.sampling.n)
+        return [self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None}]) for i in indices]
 
     def chunk(self, event: Event) -> Json:
-        choice: Json = {"index": event.choice, "logprobs": None, "finish_reason": event.finish}
+        self._count(event)
+        choice: Json = {"index": event.choice, "logprobs": self._logprobs(event), "finish_reason": event.finish}
         if self.ask.form == "chat":
             choice["delta"] = {"content": event.text} if event.text else {}
         else:
@@ -47,8 +60,27 @@ class Reply:
     def last(self, counted: Usage) -> Json | None:
         return {**self._head(chunk=True), "choices": [], "usage": usage(counted)} if self.ask.include_usage else None
 
+    def _logprobs(self, event: Event) -> Json | None:
+        if event.logprobs is None:
+            return None
+        if self.ask.form == "chat":
+            return of_chat(event.logprobs, self.spell)
+        shape, self._offsets[event.choice] = of_completion(event.logprobs, self.spell, self._offsets[event.choice])
+        return shape
+
+    def _count(self, event: Event) -> None:
+        prompt, made, cached = self._so_far
+        if event.start:
+            prompt, cached = prompt + event.start.prompt_tokens, cached + event.start.cached_tokens
+        self._so_far = Usage(prompt, made + len(event.token_ids), cached)
+
     def _chunk(self, choices: list[Json]) -> Json:
-        return {**self._head(chunk=True), "choices": choices, **({"usage": None} if self.ask.include_usage else {})}
+        chunk = {**self._head(chunk=True), "choices": choices}
+        if self.ask.continuous_usage:
+            chunk["usage"] = usage(self._so_far)
+        elif self.ask.include_usage:
+            chunk["usage"] = None
+        return chunk
 
     def _head(self, chunk: bool) -> Json:
         kind = "text_completion" if self.ask.form != "chat" else f"chat.completion{'.chunk' if chunk else ''}"

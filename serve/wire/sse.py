@@ -4,72 +4,128 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serve.errors import InternalError, ServeError
 from serve.wire.openai import Json, Reply
 from serve.words import Event
 
-T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": waiting\n\n"  # clients skip it; proxies see that the stream lives
 
 
 class EventStream(StreamingResponse):
-    """A StreamingResponse that closes its generator in its own task, whatever ends it.
+    """A stream whose first event may still be on its way. It is never silent long.
 
-    Starlette leaves that to the garbage collector; then the engine would go on working for a client that left.
+    Whatever ends it, the events are closed in its own task. Starlette leaves that to the garbage collector; then the
+    engine would go on working for a client that left.
     """
 
-    def __init__(self, body: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        reply: Reply,
+        head: asyncio.Task[Event],
+        rest: AsyncGenerator[Event, None],
+        headers: Mapping[str, str],
+        comment_after_s: float,
+    ) -> None:
         quiet = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(body, media_type="text/event-stream", headers={**quiet, **headers})
-        self._body = body
+        self._body, self._head, self._rest = _chunks(reply, head, rest), head, rest
+        super().__init__(self._body, media_type="text/event-stream", headers={**quiet, **headers})
+        self._comment_after_s = comment_after_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._body):
-            await super().__call__(scope, receive, send)
-
-
-async def stream(reply: Reply, head: Event, rest: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
-    """Bytes of a stream whose first event is already here. An error is told in band, and then no [DONE]."""
-    async with aclosing(rest):
+        alive = _KeptAlive(send, self._comment_after_s)
+        comments = asyncio.create_task(alive.comment())
         try:
-            if opening := reply.first():
-                yield data(opening)
-            event = head
+            async with aclosing(self._rest):
+                try:
+                    await super().__call__(scope, receive, alive.send)
+                finally:
+                    await self._body.aclose()
+                    await cancelled(self._head)
+        finally:
+            await cancelled(comments)
+
+
+class _KeptAlive:
+    """A `send` that notes when it was last used, and comments for when that is long ago. Costs a clock per chunk."""
+
+    def __init__(self, send: Send, after_s: float) -> None:
+        self._send, self._after_s, self._open = send, after_s, False
+        self._sent_at = self._now()
+
+    async def send(self, message: Message) -> None:
+        self._sent_at = self._now()
+        # Closed before the last message: nothing may follow it.
+        self._open = message["type"] == "http.response.start" or message.get("more_body", False)
+        await self._send(message)
+
+    async def comment(self) -> None:
+        while True:
+            silent_s = self._now() - self._sent_at
+            if silent_s < self._after_s:
+                await asyncio.sleep(self._after_s - silent_s)
+            else:
+                self._sent_at = self._now()
+                if self._open:
+                    await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+async def _chunks(
+    reply: Reply, head: asyncio.Task[Event], rest: AsyncGenerator[Event, None]
+) -> AsyncGenerator[bytes, None]:
+    """An error is told in band, and then no [DONE] follows."""
+    try:
+        event = await head
+        for opening in reply.first():
+            yield data(opening)
+        yield data(reply.chunk(event))
+        async for event in rest:
             yield data(reply.chunk(event))
-            async for event in rest:
-                yield data(reply.chunk(event))
-            if event.usage and (closing := reply.last(event.usage)):
-                yield data(closing)
-            yield DONE
-        except ServeError as e:
-            yield data(e.body())
-        except Exception:
-            yield data(InternalError("something went wrong in the server; the answer is not complete").body())
+        if event.usage and (closing := reply.last(event.usage)):
+            yield data(closing)
+        yield DONE
+    except ServeError as e:
+        yield data(e.body())
+    except Exception:
+        yield data(InternalError("something went wrong in the server; the answer is not complete").body())
 
 
 def data(body: Json) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:
-    """Await `work`, or cancel it when the client leaves (then None: nobody reads the answer).
+async def left_before(request: Request, work: asyncio.Task[Any], patience_s: float | None = None) -> bool:
+    """Wait for `work`, at most `patience_s`. True: the client has left, the work is cancelled, nobody reads it.
 
     The body has been read before, so the next message of the connection can only be its end.
     """
-    working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        await asyncio.wait({work, leaving}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+    except BaseException:
+        await cancelled(work)
+        raise
     finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        left = leaving.done() and not work.done()
+        await cancelled(leaving)
+    if left:
+        await cancelled(work)
+    return left
+
+
+async def cancelled(work: asyncio.Future[Any]) -> None:
+    """Cancel, and wait until it has cleaned up."""
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)

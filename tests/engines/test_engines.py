@@ -19,14 +19,15 @@ from serve.engines.fake import FakeEngine
 from serve.engines.vllm import VllmEngine
 from serve.errors import BadRequest
 from serve.settings import parse
-from serve.words import Event, Job, Secret
+from serve.words import Event, Job, Sampling, Secret
 from tests.stack import tiny_model
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),  # vLLM leaves ZeroMQ's to the collector
 ]
-JOB = Job("job", (300, 301, 302), 32, 0.0, 1.0, None, (), Secret("salt"))
+GREEDY = Sampling(max_tokens=32, temperature=0.0, top_p=1.0)
+JOB = Job("job", (300, 301, 302), GREEDY, Secret("salt"))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["fake", "vllm"])
@@ -46,7 +47,8 @@ def running(engine: Engine) -> int:
 
 
 async def answer(engine: Engine, **changes: Any) -> list[Event]:
-    job = replace(JOB, **{"job_id": f"job-{time.monotonic_ns()}", **changes})
+    prompt = changes.pop("prompt_ids", JOB.prompt_ids)
+    job = replace(JOB, job_id=f"job-{time.monotonic_ns()}", prompt_ids=prompt, sampling=replace(GREEDY, **changes))
     async with aclosing(engine.generate(job)) as events:
         return [event async for event in events]
 
@@ -86,7 +88,7 @@ async def test_a_seed_repeats_a_sampled_answer(engine: Engine) -> None:
 
 
 async def test_closing_an_answer_frees_the_engine(engine: Engine) -> None:
-    events = engine.generate(replace(JOB, job_id="left", max_tokens=1500))
+    events = engine.generate(replace(JOB, job_id="left", sampling=replace(GREEDY, max_tokens=1500)))
     await anext(events)
     assert running(engine) == 1
     await events.aclose()

@@ -16,6 +16,7 @@ from serve.app import build
 from serve.engines.fake import FakeEngine
 from serve.settings import parse
 from serve.tenants import Tenants, make_development_keys
+from serve.words import Record
 
 FORMS: dict[str, dict[str, Any]] = {
     "/v1/instruct": {"instruction": "Sort."},
@@ -34,9 +35,9 @@ class Door:
 
     def __init__(self, words_folder: Path, folder: Path, settings: dict[str, Any] = SETTINGS) -> None:
         make_development_keys(folder / "keys", folder / "key")
-        self.key, self.engine, self.lines = (folder / "key").read_text(), FakeEngine(), list[Any]()
+        self.key, self.engine, self.records = (folder / "key").read_text(), FakeEngine(), list[Record]()
         tenants = Tenants.read(folder / "keys")
-        app = build(parse(settings), {"tiny": words_folder}, lambda _: self.engine, tenants, self.lines.append)
+        app = build(parse(settings), {"tiny": words_folder}, lambda _: self.engine, tenants, self.records.append)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         headers = {"Authorization": f"Bearer {self.key}"}
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
@@ -97,7 +98,28 @@ BAD: list[tuple[str, dict[str, Any], int, str | None]] = [
     ("/v1/completions", {"max_tokens": 0}, 400, "max_tokens"),
     ("/v1/completions", {"max_tokens": 10**7}, 400, "max_tokens"),
     ("/v1/completions", {"max_tokens": "8"}, 400, "max_tokens"),
-    ("/v1/completions", {"n": 2}, 400, "n"),
+    ("/v1/completions", {"n": 9}, 400, "n"),
+    ("/v1/completions", {"n": 2, "temperature": 0}, 400, "n"),
+    ("/v1/completions", {"n": 2, "best_of": 3}, 400, "best_of"),
+    ("/v1/completions", {"prompt": ["x"] * 33}, 400, "prompt"),
+    ("/v1/completions", {"prompt": ["x", ""]}, 400, "prompt"),
+    ("/v1/completions", {"prompt": ["x", [1]]}, 400, "prompt[1]"),
+    ("/v1/completions", {"suffix": "x"}, 400, "suffix"),
+    ("/v1/completions", {"logprobs": 21}, 400, "logprobs"),
+    ("/v1/completions", {"logprobs": 6, "echo": True}, 400, "logprobs"),
+    ("/v1/completions", {"logit_bias": {"x": 1}}, 400, "logit_bias"),
+    ("/v1/completions", {"logit_bias": {"1": 101}}, 400, "logit_bias"),
+    ("/v1/completions", {"logit_bias": {"99999": 1}}, 400, "logit_bias"),
+    ("/v1/completions", {"logit_bias": {str(i): 1 for i in range(301)}}, 400, "logit_bias"),
+    ("/v1/completions", {"stop_token_ids": [99999]}, 400, "stop_token_ids"),
+    ("/v1/completions", {"stop_token_ids": [-1]}, 400, "stop_token_ids[0]"),
+    ("/v1/completions", {"min_tokens": 9, "max_tokens": 8}, 400, "min_tokens"),
+    ("/v1/completions", {"top_k": -2}, 400, "top_k"),
+    ("/v1/completions", {"min_p": 1.5}, 400, "min_p"),
+    ("/v1/completions", {"presence_penalty": 3}, 400, "presence_penalty"),
+    ("/v1/completions", {"repetition_penalty": 0}, 400, "repetition_penalty"),
+    ("/v1/completions", {"guided_regex": "a+"}, 400, "guided_regex"),
+    ("/v1/completions", {"stream": True, "stream_options": {"x": 1}}, 400, "stream_options.x"),
     ("/v1/completions", {"temprature": 1}, 400, "temprature"),
     ("/v1/completions", {"stream_options": {"include_usage": True}}, 400, "stream_options"),
     ("/v1/instruct", {"instruction": "x " * 2000}, 400, "instruction"),
@@ -106,6 +128,15 @@ BAD: list[tuple[str, dict[str, Any], int, str | None]] = [
     ("/v1/chat/completions", {"messages": []}, 400, "messages"),
     ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
     ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, 400, "messages"),
+    ("/v1/chat/completions", {"top_logprobs": 2}, 400, "top_logprobs"),
+    ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
+    ("/v1/chat/completions", {"logprobs": 1}, 400, "logprobs"),
+    ("/v1/chat/completions", {"tools": [{}], "tool_choice": "required"}, 400, "tool_choice"),
+    ("/v1/chat/completions", {"tools": [{}], "tool_choice": {"type": "function"}}, 400, "tool_choice"),
+    ("/v1/chat/completions", {"tools": "x"}, 400, "tools"),
+    ("/v1/chat/completions", {"response_format": {"type": "xml"}}, 400, "response_format.type"),
+    ("/v1/chat/completions", {"response_format": {"type": "json_schema"}}, 400, "response_format"),
+    ("/v1/chat/completions", {"echo": True}, 400, "echo"),
     ("/v1/chat/completions", {"priority": 1}, 400, "priority"),
     ("/v1/chat/completions", {"cache_salt": "x"}, 400, "cache_salt"),
 ]
@@ -234,18 +265,18 @@ async def test_a_client_that_leaves_stops_the_engine(door: Door, stream: bool) -
     left.set()
     await asyncio.wait_for(serving, 2)
     assert not door.engine.running
-    assert door.lines[-1]["outcome"] == "cancelled"
+    assert door.records[-1].outcome == "cancelled"
 
 
 async def test_no_prompt_and_no_key_is_logged_or_told(door: Door) -> None:
     canary = "canary-4711"
     for changes in ({}, {"stop": [canary]}, {"temperature": -1}, {canary: 1}, {"model": canary}):
         await door.post("/v1/completions", prompt=canary, **changes)
-    told = json.dumps(door.lines)
+    told = repr(door.records)
     assert canary not in told
     assert door.key not in told
     assert canary not in repr(door.engine.jobs)
-    assert door.lines[0]["outcome"] == "done"
+    assert door.records[0].outcome == "done"
 
 
 async def test_tenants_have_salts_of_their_own(door: Door) -> None:

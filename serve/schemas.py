@@ -1,0 +1,144 @@
+"""JSON schemas that clients send: what of them the engine can hold an answer to. Pure rules.
+
+An allow-list of keywords. The engine's grammar compiler (xgrammar) skips keywords that it does not know; an answer
+would then parse and still break the schema. A schema that could never be held, or only at a cost that others would
+feel (regular expressions, endless references, huge bounds), is refused before it reaches an engine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+
+from serve.errors import BadRequest
+from serve.settings import Caps
+
+ANY_OBJECT = '{"type":"object"}'
+_FIELD = "response_format.json_schema.schema"
+_HELD = {
+    "type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems", "enum",
+    "const", "anyOf", "oneOf", "allOf", "$ref", "$defs", "definitions", "minimum", "maximum", "exclusiveMinimum",
+    "exclusiveMaximum", "minLength", "maxLength", "format",
+}  # fmt: skip
+_WORDS = {"title", "description", "default", "examples", "deprecated", "discriminator", "readOnly", "writeOnly",
+          "$schema", "$comment"}  # fmt: skip
+# Formats that xgrammar 0.2 writes as grammar (vllm/v1/structured_output/backend_xgrammar.py lists them).
+_FORMATS = {"email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri",
+            "uri-reference", "uri-template", "json-pointer", "relative-json-pointer"}  # fmt: skip
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
+_MOST_COUNTED = 1 << 16  # of all these bounds together: the grammar grows with them
+_LARGEST_NUMBER = 1 << 53
+
+
+def checked(schema: Mapping[str, Any], caps: Caps) -> str:
+    """The schema as text for the engine; raises BadRequest that names the place of what cannot be held."""
+    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    if len(text.encode()) > caps.schema_bytes:
+        raise _refusal("", f"is larger than {caps.schema_bytes} bytes")
+    if _depth(schema) > caps.schema_depth:
+        raise _refusal("", f"is nested deeper than {caps.schema_depth} levels")
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as e:
+        raise _refusal("".join(f"/{part}" for part in e.absolute_path), "is not valid JSON Schema (2020-12)") from None
+    counted = 0
+    for place, part in _subschemas(schema, ""):
+        _check(place, part, schema)
+        counted += sum(part.get(name, 0) for name in _COUNTS)
+    if counted > _MOST_COUNTED:
+        raise _refusal("", f"has bounds of length that sum up to {counted}; at most {_MOST_COUNTED} are allowed")
+    _check_references(schema)
+    return text
+
+
+def _check(place: str, part: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
+    for keyword in part:
+        if keyword in ("pattern", "patternProperties"):
+            raise _refusal(place, f"uses {keyword}; regular expressions are not served")
+        if keyword not in _HELD | _WORDS:
+            raise _refusal(place, f"uses {keyword[:50]!r}, which an answer cannot be held to")
+    if len(part.get("allOf", ())) > 1:
+        raise _refusal(place, "uses allOf with several schemas; merge them into one")
+    if (name := part.get("format")) is not None:
+        if name not in _FORMATS:
+            raise _refusal(place, "uses a format that is not known here")
+        if "minLength" in part or "maxLength" in part:
+            raise _refusal(place, "uses format together with minLength or maxLength; send one")
+    for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        if abs(part.get(name, 0)) > _LARGEST_NUMBER:
+            raise _refusal(place, f"uses {name} beyond 2^53")
+    for low, high in (("minItems", "maxItems"), ("minLength", "maxLength"), ("minimum", "maximum")):
+        if low in part and high in part and part[low] > part[high]:
+            raise _refusal(place, f"has {low} above {high}")
+    if "$ref" in part:
+        _resolved(place, part["$ref"], whole)
+
+
+def _subschemas(part: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every schema inside a schema, with its place. Values such as enum, const and default are no schemas."""
+    if not isinstance(part, dict):
+        return
+    yield place, part
+    for keyword, value in part.items():
+        here = f"{place}/{keyword}"
+        if keyword in ("properties", "$defs", "definitions"):
+            for name, inner in value.items():
+                yield from _subschemas(inner, f"{here}/{name}")
+        elif keyword in ("anyOf", "oneOf", "allOf", "prefixItems"):
+            for index, inner in enumerate(value):
+                yield from _subschemas(inner, f"{here}/{index}")
+        elif keyword in ("items", "additionalProperties"):
+            yield from _subschemas(value, here)
+
+
+def _resolved(place: str, reference: str, whole: Mapping[str, Any]) -> Any:
+    if not reference.startswith("#"):
+        raise _refusal(place, "has a $ref that leaves the schema; only local ones (#/…) are followed")
+    found: Any = whole
+    for name in reference[1:].split("/")[1:]:
+        name = name.replace("~1", "/").replace("~0", "~")
+        if not isinstance(found, dict) or name not in found:
+            raise _refusal(place, "has a $ref to a place that is not there")
+        found = found[name]
+    if not isinstance(found, dict | bool):
+        raise _refusal(place, "has a $ref to something that is no schema")
+    return found
+
+
+def _check_references(whole: Mapping[str, Any]) -> None:
+    """Refuse references that come back to themselves before any character of an answer: they mean nothing."""
+    settled: set[int] = set()
+
+    def follow(part: Any, place: str, above: tuple[int, ...]) -> None:
+        if not isinstance(part, dict) or id(part) in settled:
+            return
+        if id(part) in above:
+            raise _refusal(place, "has a $ref that leads back to itself")
+        within = (*above, id(part))
+        if "$ref" in part:
+            follow(_resolved(place, part["$ref"], whole), place, within)
+        for keyword in ("anyOf", "oneOf", "allOf"):
+            for inner in part.get(keyword, ()):
+                follow(inner, place, within)
+        settled.add(id(part))
+
+    for place, part in _subschemas(whole, ""):
+        follow(part, place, ())
+
+
+def _depth(schema: Any) -> int:
+    """Levels of objects and lists; counted level by level, because a hostile one would exhaust the stack."""
+    levels, level = 0, [schema]
+    while level := [x for x in level if isinstance(x, dict | list)]:
+        levels += 1
+        level = [inner for x in level for inner in (x.values() if isinstance(x, dict) else x)]
+    return levels
+
+
+def _refusal(place: str, sentence: str) -> BadRequest:
+    """`place` is a JSON pointer of the client's own making, so it is cut."""
+    return BadRequest(f"{_FIELD}{'#' + place[:100] if place else ''} {sentence}", "response_format")
