@@ -50,6 +50,7 @@ class EngineReplica:
         try:
             await asyncio.to_thread(weights.verify, folder)
             self._engine = VllmEngine(model, folder)
+            await self._engine.warm_up()
         except Exception as e:
             # Serve keeps the reason to itself; this line is what the operator sees.
             write_line(f"{NOT_STARTED} {model.name}: {' '.join(str(e).split())}")

@@ -17,7 +17,7 @@ from serve.engines import warm
 from serve.engines.outputs import OutputReader
 from serve.errors import BadRequest, EngineLost, EngineUnavailable
 from serve.settings import Model, SettingsError, did_you_mean
-from serve.words import Event, Job, Sampling
+from serve.words import Event, Job, Sampling, Secret
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -64,6 +64,9 @@ def prepare_environment(model: Model) -> None:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(threads),
         }
+        if model.engine.enforce_eager:
+            # Eager means eager: the first log-probabilities would otherwise stop the engine for some 20 s of compiling.
+            settings["TORCHDYNAMO_DISABLE"] = "1"
     os.environ.update(settings)
 
 
@@ -93,6 +96,13 @@ class VllmEngine:
     def stop(self) -> None:
         self._llm.shutdown()
         del self._llm  # its destructor fails when it runs at the interpreter's end
+
+    async def warm_up(self) -> None:
+        """Compile what vLLM compiles at first use (sampling, log-probabilities), so that no client waits for it."""
+        sampling = Sampling(max_tokens=2, temperature=1.0, top_p=0.9, seed=0, logprobs=1, prompt_logprobs=1)
+        async with aclosing(self.generate(Job("warm-up", (0, 0), sampling, Secret("warm-up")))) as events:
+            async for _ in events:
+                pass
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
         from vllm.exceptions import VLLMClientError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import warnings
 from collections.abc import AsyncIterator
@@ -57,6 +58,7 @@ async def test_exactly_one_event_finishes_and_it_counts_what_was_made(engine: En
     events = await answer(engine)
     assert [event.finish for event in events if event.finish] == ["length"]
     assert [event.usage for event in events[:-1]] == [None] * (len(events) - 1)
+    assert [event.start is not None for event in events] == [True] + [False] * (len(events) - 1)
     usage = events[-1].usage
     assert usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens) == (3, 32)
@@ -87,6 +89,38 @@ async def test_a_seed_repeats_a_sampled_answer(engine: Engine) -> None:
     assert ids(first) == ids(second)
 
 
+async def test_several_choices_each_finish_once_and_are_counted_together(engine: Engine) -> None:
+    events = await answer(engine, n=3, temperature=1.0, seed=7)
+    assert sorted(event.choice for event in events if event.finish) == [0, 1, 2]
+    assert [event.usage is not None for event in events] == [False] * (len(events) - 1) + [True]
+    assert [event.start is not None for event in events] == [True] + [False] * (len(events) - 1)
+    assert events[-1].usage is not None
+    assert events[-1].usage[:2] == (3, 96)
+    made = {choice: [i for e in events if e.choice == choice for i in e.token_ids] for choice in range(3)}
+    assert len({tuple(ids) for ids in made.values()}) == 3
+
+
+async def test_each_token_has_its_logprob_and_its_likeliest_rivals(engine: Engine) -> None:
+    scored = [s for event in await answer(engine, logprobs=3) for s in event.logprobs or ()]
+    assert [s.token_id for s in scored] == ids(await answer(engine))
+    for score in scored:
+        assert score.logprob is not None
+        assert score.logprob <= 0
+        assert [logprob for _, logprob in score.top] == sorted((logprob for _, logprob in score.top), reverse=True)
+        assert score.top[0] == (score.token_id, score.logprob)  # greedy
+        assert len(score.top) == 3
+    assert all(event.logprobs is None for event in await answer(engine))
+
+
+async def test_a_prompt_can_be_scored(engine: Engine) -> None:
+    start = (await answer(engine, prompt_logprobs=2))[0].start
+    assert start is not None
+    assert start.prompt_logprobs is not None
+    assert [s.token_id for s in start.prompt_logprobs] == list(JOB.prompt_ids)
+    assert [s.logprob is None for s in start.prompt_logprobs] == [True, False, False]
+    assert [len(s.top) for s in start.prompt_logprobs] == [0, 2, 2]
+
+
 async def test_closing_an_answer_frees_the_engine(engine: Engine) -> None:
     events = engine.generate(replace(JOB, job_id="left", sampling=replace(GREEDY, max_tokens=1500)))
     await anext(events)
@@ -105,3 +139,38 @@ async def test_a_job_that_the_real_engine_cannot_take_is_a_bad_request_and_it_li
     with pytest.raises(BadRequest, match="refuses"):
         await answer(engine, prompt_ids=(10**6,))
     assert len(await answer(engine)) > 0
+
+
+async def test_the_real_engine_heeds_every_switch(engine: Engine) -> None:
+    """Each of them changes a greedy answer in the way that its name promises."""
+    if isinstance(engine, FakeEngine):
+        return
+    plain = ids(await answer(engine))
+    assert ids(await answer(engine, logit_bias=((plain[0], -100.0),)))[0] != plain[0]
+    assert ids(await answer(engine, logit_bias=((77, 100.0),))) == [77] * 32
+    assert ids(await answer(engine, stop_token_ids=(plain[4],))) == plain[: plain.index(plain[4]) + 1]
+    at_least = await answer(engine, stop_token_ids=(plain[4],), min_tokens=20)
+    assert len(ids(at_least)) >= 20
+    assert plain[4] not in ids(at_least)[:19]
+    assert ids(await answer(engine, temperature=2.0, top_k=1)) == plain
+    assert ids(await answer(engine, temperature=2.0, min_p=1.0)) == plain
+    biased = {"logit_bias": ((77, 30.0),)}
+    assert ids(await answer(engine, **biased)) != ids(await answer(engine, **biased, repetition_penalty=50.0))
+    assert ids(await answer(engine, **biased)) != ids(await answer(engine, **biased, frequency_penalty=2.0))
+    ended = {"logit_bias": ((0, 100.0),), "skip_special_tokens": False}
+    assert ids(await answer(engine, **ended)) == [0]
+    onward = await answer(engine, **ended, ignore_eos=True)
+    assert ids(onward) == [0] * 32
+    assert onward[0].text == "<|endoftext|>"
+
+
+async def test_the_real_engine_writes_json_that_obeys_a_schema(engine: Engine) -> None:
+    if isinstance(engine, FakeEngine):
+        return
+    fields = {"a": {"enum": ["x", "y"]}, "b": {"type": "boolean"}}
+    schema = json.dumps({"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False})
+    events = await answer(engine, json_schema=schema, max_tokens=200, temperature=1.0, seed=1)
+    written = json.loads("".join(event.text for event in events))
+    assert events[-1].finish == "stop"
+    assert written["a"] in ("x", "y")
+    assert isinstance(written["b"], bool)
