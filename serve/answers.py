@@ -42,12 +42,14 @@ async def together(streams: Sequence[Events], choices: int) -> Events:
 
 
 async def _pump(queue: asyncio.Queue[tuple[int, Event | Exception]], place: int, stream: Events) -> None:
+    whole = False
     try:
         async with aclosing(stream) as events:
             async for event in events:
+                whole = event.usage is not None
                 await queue.put((place, event))
-        # Nobody reads this after a whole answer.
-        await queue.put((place, EngineLost("the engine ended its answer without a finish reason")))
+        if not whole:
+            raise EngineLost("the engine ended its answer without a finish reason")
     except Exception as e:
         await queue.put((place, e))
 

@@ -36,11 +36,11 @@ _LARGEST_NUMBER = 1 << 53
 
 def checked(schema: Mapping[str, Any], caps: Caps) -> str:
     """The schema as text for the engine; raises BadRequest that names the place of what cannot be held."""
+    if _depth(schema) > caps.schema_depth:
+        raise _refusal("", f"is nested deeper than {caps.schema_depth} levels")
     text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
     if len(text.encode()) > caps.schema_bytes:
         raise _refusal("", f"is larger than {caps.schema_bytes} bytes")
-    if _depth(schema) > caps.schema_depth:
-        raise _refusal("", f"is nested deeper than {caps.schema_depth} levels")
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as e:

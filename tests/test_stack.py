@@ -21,11 +21,12 @@ import openai
 import psutil
 import pytest
 
+from tests.bad_requests import BAD, RAW
+from tests.door import FORMS, is_openai_error
 from tests.probe import Probe
 from tests.stack import Stack, tiny_model
 from tests.test_prompts import NO_INPUT, WITH_INPUT
 from tests.test_readme import block
-from tests.wire.test_api import BAD, FORMS, RAW, is_openai_error
 
 ANSWER_TOKENS = 48
 LONG = 2000  # tokens of an answer that goes on for seconds

@@ -12,55 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.app import build
-from serve.engines.fake import FakeEngine
-from serve.settings import parse
-from serve.tenants import Tenants, make_development_keys
-from serve.words import Record
-
-FORMS: dict[str, dict[str, Any]] = {
-    "/v1/instruct": {"instruction": "Sort."},
-    "/v1/completions": {"prompt": "def f("},
-    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Sort."}]},
-}
-SETTINGS = {
-    "models": [
-        {"name": "tiny", "source": {"folder": "/nowhere"}, "context_tokens": 512, "engine": {"device": "cpu"}}
-    ]
-}  # fmt: skip
-
-
-class Door:
-    """A router over a fake engine, and what it logged."""
-
-    def __init__(self, words_folder: Path, folder: Path, settings: dict[str, Any] = SETTINGS) -> None:
-        make_development_keys(folder / "keys", folder / "key")
-        self.key, self.engine, self.records = (folder / "key").read_text(), FakeEngine(), list[Record]()
-        tenants = Tenants.read(folder / "keys")
-        app = build(parse(settings), {"tiny": words_folder}, lambda _: self.engine, tenants, self.records.append)
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        headers = {"Authorization": f"Bearer {self.key}"}
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
-
-    async def post(self, path: str, **changes: Any) -> httpx.Response:
-        return await self.client.post(path, json={"model": "tiny", **FORMS[path], "max_tokens": 8, **changes})
-
-
-@pytest.fixture
-async def door(words_folder: Path, tmp_path: Path) -> AsyncIterator[Door]:
-    opened = Door(words_folder, tmp_path)
-    async with opened.client:
-        yield opened
-
-
-def is_openai_error(answer: httpx.Response) -> bool:
-    return set(answer.json()["error"]) == {"message", "type", "param", "code"}
-
-
-def chunks(answer: httpx.Response) -> list[Any]:
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    assert lines.pop() == "[DONE]"
-    return [json.loads(line) for line in lines]
+from tests.bad_requests import BAD, RAW
+from tests.door import FORMS, SETTINGS, Door, chunks, is_openai_error
 
 
 @pytest.mark.parametrize("path", FORMS)
@@ -84,64 +37,6 @@ async def test_max_tokens_defaults_to_what_fits_and_to_16_on_the_raw_form(door: 
         assert usage["completion_tokens"] == (expected or 512 - usage["prompt_tokens"])
 
 
-BAD: list[tuple[str, dict[str, Any], int, str | None]] = [
-    ("/v1/completions", {"temperature": -1}, 400, "temperature"),
-    ("/v1/completions", {"model": "nobody"}, 404, "model"),
-    ("/v1/completions", {"prompt": ""}, 400, "prompt"),
-    ("/v1/completions", {"prompt": []}, 400, "prompt"),
-    ("/v1/completions", {"prompt": [10**6]}, 400, "prompt"),
-    ("/v1/completions", {"prompt": [-1]}, 400, "prompt[0]"),
-    ("/v1/completions", {"prompt": None}, 400, "prompt"),
-    ("/v1/completions", {"prompt": {"a": 1}}, 400, "prompt"),
-    ("/v1/completions", {"stop": "x" * 20_000}, 400, "stop"),
-    ("/v1/completions", {"stop": ["a"] * 5}, 400, "stop"),
-    ("/v1/completions", {"max_tokens": 0}, 400, "max_tokens"),
-    ("/v1/completions", {"max_tokens": 10**7}, 400, "max_tokens"),
-    ("/v1/completions", {"max_tokens": "8"}, 400, "max_tokens"),
-    ("/v1/completions", {"n": 9}, 400, "n"),
-    ("/v1/completions", {"n": 2, "temperature": 0}, 400, "n"),
-    ("/v1/completions", {"n": 2, "best_of": 3}, 400, "best_of"),
-    ("/v1/completions", {"prompt": ["x"] * 33}, 400, "prompt"),
-    ("/v1/completions", {"prompt": ["x", ""]}, 400, "prompt"),
-    ("/v1/completions", {"prompt": ["x", [1]]}, 400, "prompt[1]"),
-    ("/v1/completions", {"suffix": "x"}, 400, "suffix"),
-    ("/v1/completions", {"logprobs": 21}, 400, "logprobs"),
-    ("/v1/completions", {"logprobs": 6, "echo": True}, 400, "logprobs"),
-    ("/v1/completions", {"logit_bias": {"x": 1}}, 400, "logit_bias"),
-    ("/v1/completions", {"logit_bias": {"1": 101}}, 400, "logit_bias"),
-    ("/v1/completions", {"logit_bias": {"99999": 1}}, 400, "logit_bias"),
-    ("/v1/completions", {"logit_bias": {str(i): 1 for i in range(301)}}, 400, "logit_bias"),
-    ("/v1/completions", {"stop_token_ids": [99999]}, 400, "stop_token_ids"),
-    ("/v1/completions", {"stop_token_ids": [-1]}, 400, "stop_token_ids[0]"),
-    ("/v1/completions", {"min_tokens": 9, "max_tokens": 8}, 400, "min_tokens"),
-    ("/v1/completions", {"top_k": -2}, 400, "top_k"),
-    ("/v1/completions", {"min_p": 1.5}, 400, "min_p"),
-    ("/v1/completions", {"presence_penalty": 3}, 400, "presence_penalty"),
-    ("/v1/completions", {"repetition_penalty": 0}, 400, "repetition_penalty"),
-    ("/v1/completions", {"guided_regex": "a+"}, 400, "guided_regex"),
-    ("/v1/completions", {"stream": True, "stream_options": {"x": 1}}, 400, "stream_options.x"),
-    ("/v1/completions", {"temprature": 1}, 400, "temprature"),
-    ("/v1/completions", {"stream_options": {"include_usage": True}}, 400, "stream_options"),
-    ("/v1/instruct", {"instruction": "x " * 2000}, 400, "instruction"),
-    ("/v1/instruct", {"instruction": None}, 400, "instruction"),
-    ("/v1/instruct", {"prompt": "x"}, 400, "prompt"),
-    ("/v1/chat/completions", {"messages": []}, 400, "messages"),
-    ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
-    ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, 400, "messages"),
-    ("/v1/chat/completions", {"top_logprobs": 2}, 400, "top_logprobs"),
-    ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
-    ("/v1/chat/completions", {"logprobs": 1}, 400, "logprobs"),
-    ("/v1/chat/completions", {"tools": [{}], "tool_choice": "required"}, 400, "tool_choice"),
-    ("/v1/chat/completions", {"tools": [{}], "tool_choice": {"type": "function"}}, 400, "tool_choice"),
-    ("/v1/chat/completions", {"tools": "x"}, 400, "tools"),
-    ("/v1/chat/completions", {"response_format": {"type": "xml"}}, 400, "response_format.type"),
-    ("/v1/chat/completions", {"response_format": {"type": "json_schema"}}, 400, "response_format"),
-    ("/v1/chat/completions", {"echo": True}, 400, "echo"),
-    ("/v1/chat/completions", {"priority": 1}, 400, "priority"),
-    ("/v1/chat/completions", {"cache_salt": "x"}, 400, "cache_salt"),
-]
-
-
 @pytest.mark.parametrize(("path", "change", "status", "param"), BAD)
 async def test_bad_fields_are_named(
     door: Door, path: str, change: dict[str, Any], status: int, param: str | None
@@ -150,14 +45,6 @@ async def test_bad_fields_are_named(
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
     assert is_openai_error(answer)
     assert (await door.post(path)).status_code == 200
-
-
-RAW: list[tuple[bytes, int]] = [
-        (b"{", 400), (b"", 400), (b"null", 400), (b"[]", 400), (b'"x"', 400), (b"\xff\xfe", 400),
-        (b'{"model": "tiny", "prompt": "\\ud800"}', 400),
-        (b'{"model": "tiny", "prompt": "x", "temperature": NaN}', 400),
-        (b"[" * 100_000, 400), (b'{"model": "' + b"x" * 10_000_000 + b'"}', 413),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(("raw", "status"), RAW)

@@ -1,0 +1,65 @@
+"""The public door, with the deterministic engine behind it. Whatever leaves it is judged by OpenAI's own schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serve.app import build
+from serve.engines.fake import FakeEngine
+from serve.settings import parse
+from serve.tenants import Tenants, make_development_keys
+from serve.words import Record
+from tests.openai_schema import assert_openai_shape
+
+FORMS: dict[str, dict[str, Any]] = {
+    "/v1/instruct": {"instruction": "Sort."},
+    "/v1/completions": {"prompt": "def f("},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Sort."}]},
+}
+SETTINGS = {
+    "models": [
+        {"name": "tiny", "source": {"folder": "/nowhere"}, "context_tokens": 512, "engine": {"device": "cpu"}}
+    ]
+}  # fmt: skip
+
+
+class Door:
+    """A router over a fake engine, and what it recorded."""
+
+    def __init__(self, words_folder: Path, folder: Path, settings: dict[str, Any] = SETTINGS) -> None:
+        make_development_keys(folder / "keys", folder / "key")
+        self.key, self.engine, self.records = (folder / "key").read_text(), FakeEngine(), list[Record]()
+        tenants = Tenants.read(folder / "keys")
+        app = build(parse(settings), {"tiny": words_folder}, lambda _: self.engine, tenants, self.records.append)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        headers = {"Authorization": f"Bearer {self.key}"}
+        hooks = {"response": [_judged]}
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers, event_hooks=hooks)
+
+    async def post(self, path: str, **changes: Any) -> httpx.Response:
+        return await self.client.post(path, json={"model": "tiny", **FORMS[path], "max_tokens": 8, **changes})
+
+
+async def _judged(answer: httpx.Response) -> None:
+    await answer.aread()
+    # /health is no route of OpenAI's; its 503 is for machines that look at the status.
+    if answer.request.method != "HEAD" and not answer.request.url.path.startswith("/health"):
+        content_type = answer.headers.get("content-type", "")
+        assert_openai_shape(answer.request.url.path, answer.status_code, content_type, answer.text)
+
+
+def chunks(answer: httpx.Response) -> list[Any]:
+    """The events of a whole stream. Comments are skipped, as clients do."""
+    events = [event for event in answer.text.split("\n\n") if event and not event.startswith(":")]
+    assert all(event.startswith("data: ") for event in events)
+    lines = [event.removeprefix("data: ") for event in events]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def is_openai_error(answer: httpx.Response) -> bool:
+    return set(answer.json()["error"]) == {"message", "type", "param", "code"}

@@ -1,0 +1,106 @@
+"""JSON schemas of clients: what an answer can be held to passes, everything else is refused quickly and by name."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from serve.errors import BadRequest
+from serve.schemas import checked
+from serve.settings import Caps
+
+GOOD: dict[str, dict[str, Any]] = {
+    "flat": {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["n"],
+             "additionalProperties": False},
+    "enum": {"type": "object", "properties": {"c": {"enum": ["red", 1, None, True]}}, "required": ["c"],
+             "additionalProperties": False},
+    "nested": {"type": "object", "required": ["a"], "additionalProperties": False, "properties": {
+        "a": {"type": "object", "required": ["b"], "additionalProperties": False, "properties": {
+            "b": {"type": "object", "required": ["c"], "additionalProperties": False, "properties": {
+                "c": {"type": "boolean"}}}}}}},
+    "list": {"type": "array", "items": {"type": "integer", "minimum": -5, "maximum": 5}, "minItems": 2, "maxItems": 4},
+    "tuple": {"type": "array", "prefixItems": [{"type": "boolean"}, {"enum": ["x"]}], "items": False, "minItems": 2},
+    "local $ref": {"$defs": {"point": {"type": "object", "required": ["x"], "additionalProperties": False,
+                                       "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 99}}}},
+                   "type": "object", "required": ["from", "to"], "additionalProperties": False,
+                   "properties": {"from": {"$ref": "#/$defs/point"}, "to": {"$ref": "#/$defs/point"}}},
+    "recursive $ref": {"$defs": {"tree": {"type": "object", "required": ["leaf"], "additionalProperties": False,
+                                          "properties": {"leaf": {"type": "boolean"}, "below": {
+                                              "type": "array", "maxItems": 1, "items": {"$ref": "#/$defs/tree"}}}}},
+                       "$ref": "#/$defs/tree"},
+    "anyOf": {"type": "object", "required": ["v"], "additionalProperties": False, "properties": {
+        "v": {"anyOf": [{"type": "boolean"}, {"type": "null"}, {"enum": ["none"]}]}}},
+    "short string": {"type": "object", "required": ["s"], "additionalProperties": False, "properties": {
+        "s": {"type": "string", "minLength": 1, "maxLength": 8}}},
+    "const and date": {"type": "object", "required": ["kind", "day"], "additionalProperties": False, "properties": {
+        "kind": {"const": "event"}, "day": {"type": "string", "format": "date"}}},
+}  # fmt: skip
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "a regular expression": ({"type": "string", "pattern": "((a{1,200}){1,200}){1,200}"}, "regular expressions"),
+    "patternProperties": ({"type": "object", "patternProperties": {"(a+)+$": {}}}, "regular expressions"),
+    "a remote $ref": ({"$ref": "https://example.org/x.json"}, "only local"),
+    "a file $ref": ({"$ref": "file:///etc/passwd"}, "only local"),
+    "a missing $ref": ({"$ref": "#/$defs/nope"}, "not there"),
+    "a $ref to itself": ({"$ref": "#"}, "back to itself"),
+    "two $refs to each other": (
+        {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"},
+        "back to itself",
+    ),
+    "too deep": (nested(20), "nested deeper than 16"),
+    "deeper than the stack": (nested(5_000), "nested deeper than 16"),
+    "too large": ({"enum": ["x" * 70_000]}, "larger than 65536 bytes"),
+    "an endless string": ({"type": "string", "minLength": 10**9}, "sum up to"),
+    "many long strings": (
+        {"type": "object", "properties": {f"p{i}": {"type": "string", "maxLength": 10_000} for i in range(100)}},
+        "sum up to",
+    ),
+    "an endless number": ({"type": "integer", "minimum": 10**400}, "beyond 2"),
+    "bounds that exclude all": ({"type": "array", "minItems": 3, "maxItems": 2}, "minItems above maxItems"),
+    "a type that is none": ({"type": "nope"}, "not valid JSON Schema"),
+    "properties that are none": ({"type": "object", "properties": []}, "not valid JSON Schema"),
+    "a keyword nobody holds to": ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+    "not": ({"not": {"type": "integer"}}, "'not'"),
+    "several in allOf": ({"allOf": [{"type": "string"}, {"enum": ["a"]}]}, "allOf"),
+    "an unknown format": ({"type": "string", "format": "zzz"}, "format"),
+    "a hidden one": (
+        {"type": "object", "properties": {"a": {"anyOf": [{"type": "array", "items": {"pattern": "a"}}]}}},
+        "#/properties/a/anyOf/0/items uses pattern",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_can_be_held_passes_unchanged(name: str) -> None:
+    assert json.loads(checked(GOOD[name], Caps())) == GOOD[name]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_schemas_are_refused_quickly_and_by_name(name: str) -> None:
+    schema, sentence = HOSTILE[name]
+    began = time.monotonic()
+    with pytest.raises(BadRequest, match=sentence) as refused:
+        checked(schema, Caps())
+    assert time.monotonic() - began < 1
+    assert refused.value.param == "response_format"
+
+
+def test_words_of_a_schema_are_never_schemas() -> None:
+    """`enum`, `const`, `default` and `examples` may hold anything, also what looks like a keyword."""
+    schema = {"enum": [{"pattern": "x"}], "default": {"$ref": "nowhere"}, "title": "pattern"}
+    checked(schema, Caps())
+
+
+def test_a_name_of_a_property_is_no_keyword() -> None:
+    checked({"type": "object", "properties": {"pattern": {"type": "string"}, "$ref": {"type": "string"}}}, Caps())

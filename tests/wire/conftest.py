@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.door import Door
+
+
+@pytest.fixture
+async def door(words_folder: Path, tmp_path: Path) -> AsyncIterator[Door]:
+    opened = Door(words_folder, tmp_path)
+    async with opened.client:
+        yield opened
