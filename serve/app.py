@@ -35,7 +35,7 @@ def build(
     app.include_router(Api(corridor, tenants, pool, settings).router())
     install_docs(app)
     install_errors(app)
-    app.add_middleware(RequestIds)
+    app.add_middleware(RequestIds, echo=settings.http.proxy == "haproxy")
     return app
 
 

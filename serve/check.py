@@ -72,9 +72,6 @@ def _model_problems(model: Model, cache: Path) -> list[str]:
         problems.append(f"{where}.source.revision: required; name the commit (40 hex digits) that you have reviewed")
     if engine.device == "cpu" and engine.kv_cache_gib is None:
         problems.append(f"{where}.engine.kv_cache_gib: required on cpu; by default vLLM would claim nearly all memory")
-    if engine.device == "cpu" and engine.cores < engine.tensor_parallel_size:
-        problems.append(f"{where}.engine.cores: {engine.cores:g} cores cannot carry tensor_parallel_size "
-                        f"{engine.tensor_parallel_size}; give each rank a core")  # fmt: skip
     if model.templates.prompt_file and not model.templates.prompt_file.is_file():
         problems.append(f"{where}.templates.prompt_file: there is no such file")
     if is_prepared(model, cache):

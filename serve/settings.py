@@ -33,6 +33,7 @@ class _Frozen(BaseModel):
 class Http(_Frozen):
     host: str = Field("127.0.0.1", description="Address of the one public port; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=1, le=65535, description="The one public port.")
+    proxy: Literal["haproxy", "plain"] = Field("haproxy", description="plain: Ray Serve's own, slower and less strict.")
     header_timeout_s: int = Field(10, ge=1, description="Seconds a client may take to send its request head.")
     connections_per_address: int = Field(1024, ge=1, description="Open connections allowed to one client address.")
     comment_after_s: float = Field(10, gt=0, description="A stream silent for so many seconds sends an SSE comment.")

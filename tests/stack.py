@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -24,10 +25,15 @@ START_WITHIN_S = 400.0  # five times what a slow machine of two cores took
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below the ports that the kernel gives away by itself: Ray's own sockets would take it before HAProxy does."""
+    while True:
+        port = random.randrange(10_240, 20_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def tiny_model(folder: Path, **engine: Any) -> dict[str, Any]:
@@ -47,7 +53,8 @@ class Stack:
         self.base = Path(tempfile.mkdtemp(prefix="ss-", dir="/tmp"))
         self.folder = self.base / str(self.port)
         self.config = self.base / "config.yaml"
-        self.config.write_text(yaml.safe_dump({"name": "tested", **settings, "http": {"port": self.port}}))
+        tested = {"name": "tested", **settings, "http": {**settings.get("http", {}), "port": self.port}}
+        self.config.write_text(yaml.safe_dump(tested))
         self.address = f"http://127.0.0.1:{self.port}"
         self.environment = {**os.environ, "STARSERVE_STATE": str(self.base), "STARSERVE_CACHE": str(cache)}
         self.output = self.base / "output"

@@ -40,7 +40,6 @@ def test_the_flagship_asks_for_its_revision_by_name() -> None:
     ("engine", "sentence"),
     [
         ({"kv_cache_gib": None}, "engine.kv_cache_gib: required on cpu"),
-        ({"tensor_parallel_size": 2}, "cannot carry tensor_parallel_size 2"),
         ({"replicas": 4000}, "all engines together want 4000 cores"),
     ],
 )

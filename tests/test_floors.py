@@ -21,7 +21,7 @@ FLOORS = (
 )
 WITHIN = {"engines": ["base", "fake", "outputs", "warm", "vllm"],
           "wire": ["bodies", "fields", "parse", "logprobs", "openai", "sse", "docs", "api"],
-          "deploy": ["haproxy", "loopback", "handle", "instance", "deployments", "local"]}  # fmt: skip
+          "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {
     "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py"},
     "starlette": {"wire", "app.py"}, "fastapi": {"wire", "app.py"},

@@ -32,9 +32,12 @@ ANSWER_TOKENS = 48
 LONG = 2000  # tokens of an answer that goes on for seconds
 
 
-@pytest.fixture(scope="module")
-def stack(starcoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack({"models": [tiny_model(starcoder_folder)]}, tmp_path_factory.mktemp("cache")) as started:
+@pytest.fixture(scope="module", params=["haproxy", pytest.param("plain", marks=pytest.mark.full)])
+def stack(
+    request: pytest.FixtureRequest, starcoder_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    settings = {"models": [tiny_model(starcoder_folder)], "http": {"proxy": request.param}}
+    with Stack(settings, tmp_path_factory.mktemp("cache")) as started:
         yield started.start().ready()
 
 

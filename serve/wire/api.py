@@ -156,10 +156,13 @@ def install_errors(app: FastAPI) -> None:
 
 
 class RequestIds:
-    """ASGI middleware: takes the client's X-Request-Id if it is printable and short, else makes one; echoes it."""
+    """ASGI middleware: takes the client's X-Request-Id if it is printable and short, else makes one; echoes it.
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    Without `echo` whoever stands in front of us echoes it, as Ray Serve's plain proxy does.
+    """
+
+    def __init__(self, app: Any, echo: bool) -> None:
+        self._app, self._echo = app, echo
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -174,7 +177,7 @@ class RequestIds:
                 message = {**message, "headers": [*headers, (b"x-request-id", request_id.encode())]}
             await send(message)
 
-        await self._app(scope, receive, sending)
+        await self._app(scope, receive, sending if self._echo else send)
 
 
 async def _first(events: AsyncGenerator[Event, None]) -> Event:

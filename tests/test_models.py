@@ -1,0 +1,242 @@
+"""Two models in one deployment, real at every step: the tiny StarCoder on one rank, and the same on two (TP=2).
+
+Beside them, in this process, a bare engine with the same weights: what is served must be what it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import pytest_asyncio
+from jsonschema import Draft202012Validator
+from pydantic import ValidationError
+
+from serve.engines.vllm import VllmEngine
+from serve.settings import parse
+from serve.words import Event, Job, Sampling, Secret, TokenLogprob
+from tests.door import FORMS
+from tests.openai_schema import assert_openai_shape
+from tests.stack import Stack, tiny_model
+from tests.test_schemas import GOOD, HOSTILE
+from tests.test_stack import ASKS, greedy_ids
+
+# vLLM leaves ZeroMQ's contexts to the collector.
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")
+beside_the_bare_engine = pytest.mark.asyncio(loop_scope="module")
+PROMPT = "def add(a, b):\n    return"
+LONG = 600  # tokens of an answer that goes on for seconds
+
+
+@pytest.fixture(scope="module")
+def stack(starcoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    pair = {**tiny_model(starcoder_folder, tensor_parallel_size=2), "name": "pair"}
+    settings = {"models": [tiny_model(starcoder_folder), pair], "http": {"comment_after_s": 0.2}}
+    with Stack(settings, tmp_path_factory.mktemp("cache")) as started:
+        yield started.start().ready()
+
+
+@pytest.fixture(scope="module")
+def client(stack: Stack) -> Iterator[httpx.Client]:
+    def judged(answer: httpx.Response) -> None:
+        text = answer.read().decode()
+        assert_openai_shape(answer.request.url.path, answer.status_code, answer.headers["content-type"], text)
+
+    with stack.client() as opened:
+        opened.event_hooks = {"response": [judged]}
+        yield opened
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bare(starcoder_folder: Path) -> AsyncIterator[VllmEngine]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's and torch's imports warn about themselves
+        engine = VllmEngine(parse({"models": [tiny_model(starcoder_folder)]}).models[0], starcoder_folder)
+    yield engine
+    engine.stop()
+
+
+async def bare_answer(engine: VllmEngine, ids: list[int], **sampling: Any) -> list[Event]:
+    asked = Sampling(**{"temperature": 1.0, "top_p": 1.0, "max_tokens": 24, **sampling})
+    job = Job(f"job-{time.monotonic_ns()}", tuple(ids), asked, Secret("salt"))
+    async with aclosing(engine.generate(job)) as events:
+        return [event async for event in events]
+
+
+async def choices(client: httpx.Client, body: dict[str, Any]) -> list[Any]:
+    answer = await asyncio.to_thread(client.post, "/v1/completions", json=body)
+    return list(answer.json()["choices"])
+
+
+def ids_of(folder: Path, text: str = PROMPT) -> list[int]:
+    from transformers import AutoTokenizer
+
+    return [int(i) for i in AutoTokenizer.from_pretrained(folder)(text).input_ids]
+
+
+@pytest.mark.parametrize("form", ASKS)
+def test_greedy_ids_on_two_ranks_are_those_on_one_and_those_of_hugging_face(
+    client: httpx.Client, starcoder_folder: Path, form: str
+) -> None:
+    path, ask, prompt = ASKS[form]
+    body = {**ask, "max_tokens": 48, "temperature": 0, "return_token_ids": True}
+    one, two = (client.post(path, json={"model": m, **body}).json()["choices"][0] for m in ("tiny", "pair"))
+    assert one["token_ids"] == two["token_ids"] == greedy_ids(starcoder_folder, prompt)
+
+
+def test_the_models_are_listed_and_each_answers_under_its_own_name(client: httpx.Client, stack: Stack) -> None:
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny", "pair"]
+    for name in ("tiny", "pair"):
+        assert client.get(f"/v1/models/{name}").json()["id"] == name
+        assert client.post("/v1/completions", json={"model": name, "prompt": "x"}).json()["model"] == name
+        assert stack.requests_logged()[-1]["model"] == name
+    assert len(stack.named("VLLM::Worker")) == 3  # one rank, and two
+
+
+@beside_the_bare_engine
+async def test_logprobs_of_the_answer_are_the_bare_engines(
+    client: httpx.Client, bare: VllmEngine, starcoder_folder: Path
+) -> None:
+    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "logprobs": 5}
+    (served,) = await choices(client, body)
+    events = await bare_answer(bare, ids_of(starcoder_folder), temperature=0.0, logprobs=5)
+    assert served["text"] == "".join(event.text for event in events)
+    assert_scores(served["logprobs"], [s for event in events for s in event.logprobs or ()])
+
+
+@beside_the_bare_engine
+async def test_echo_scores_the_prompt_as_the_bare_engine_does(
+    client: httpx.Client, bare: VllmEngine, starcoder_folder: Path
+) -> None:
+    ids = ids_of(starcoder_folder)
+    events = await bare_answer(bare, ids, max_tokens=1, logprobs=5, prompt_logprobs=5)
+    assert events[0].start is not None
+    for prompt in (PROMPT, ids):
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 5}
+        (served,) = await choices(client, body)
+        assert served["text"] == PROMPT
+        assert_scores(served["logprobs"], events[0].start.prompt_logprobs or ())
+
+
+@beside_the_bare_engine
+async def test_n_sampled_choices_of_a_seed_are_the_bare_engines_and_come_again(
+    client: httpx.Client, bare: VllmEngine, starcoder_folder: Path
+) -> None:
+    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 24, "n": 3, "temperature": 1.0,
+            "return_token_ids": True}  # fmt: skip
+    first, again, other = [await choices(client, {**body, "seed": seed}) for seed in (11, 11, 12)]
+    served = [choice["token_ids"] for choice in first]
+    events = await bare_answer(bare, ids_of(starcoder_folder), n=3, seed=11)
+    assert served == [[i for e in events if e.choice == c for i in e.token_ids] for c in range(3)]
+    assert served == [choice["token_ids"] for choice in again]
+    assert served != [choice["token_ids"] for choice in other]
+    assert len({tuple(ids) for ids in served}) == 3
+
+
+def test_several_prompts_are_answered_as_each_alone(client: httpx.Client) -> None:
+    prompts = [PROMPT, "class A:", "import"]
+    body = {"model": "tiny", "max_tokens": 16, "temperature": 0}
+    together = client.post("/v1/completions", json={**body, "prompt": prompts}).json()["choices"]
+    alone = [client.post("/v1/completions", json={**body, "prompt": p}).json()["choices"][0] for p in prompts]
+    assert [c["text"] for c in together] == [c["text"] for c in alone]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_structured_output_parses_and_obeys_its_schema(client: httpx.Client, name: str) -> None:
+    """The model is random: nothing but the schema makes this JSON."""
+    body = {"model": "tiny", **FORMS["/v1/chat/completions"], "max_tokens": 400, "temperature": 1.0, "seed": 5,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": GOOD[name]}}}  # fmt: skip
+    choice = client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    Draft202012Validator(GOOD[name]).validate(json.loads(choice["message"]["content"]))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_schemas_are_refused_quickly_and_the_engine_lives(client: httpx.Client, name: str) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": HOSTILE[name][0]}}
+    if name == "deeper than the stack":
+        shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["x"], "items": nest(900)}}}
+    body = {"model": "tiny", **FORMS["/v1/chat/completions"], "max_tokens": 2}
+    began = time.monotonic()
+    refused = client.post("/v1/chat/completions", json={**body, "response_format": shape})
+    assert time.monotonic() - began < 2
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def nest(levels: int) -> dict[str, Any]:
+    """As deep as this process's own JSON writer can go."""
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
+def test_the_sdk_finds_nothing_wrong_in_strict_validation(stack: Stack) -> None:
+    with openai.OpenAI(
+        base_url=f"{stack.address}/v1", api_key=stack.key, max_retries=0, _strict_response_validation=True
+    ) as sdk:
+        messages: Any = [{"role": "user", "content": "Sort."}]
+        chat: dict[str, Any] = {"model": "tiny", "messages": messages, "max_tokens": 8, "n": 2, "logprobs": True,
+                                "top_logprobs": 3}  # fmt: skip
+        raw: dict[str, Any] = {"model": "tiny", "prompt": ["x", "y"], "max_tokens": 8, "logprobs": 3}
+        assert len(sdk.models.list().data) == 2
+        assert sdk.models.retrieve("tiny").id == "tiny"
+        assert len(sdk.chat.completions.create(**chat).choices) == 2
+        assert len(sdk.completions.create(**raw).choices) == 2
+        usage = {"stream_options": {"include_usage": True}}
+        assert [c.usage for c in sdk.chat.completions.create(**chat, stream=True, extra_body=usage)][-1] is not None
+        assert len(list(sdk.completions.create(**{**raw, "prompt": "x", "max_tokens": 1}, stream=True))) == 1
+        # OpenAI's type knows no null in a streamed completion's finish_reason; its server and everybody's send it.
+        with pytest.raises(openai.APIResponseValidationError) as wrong:
+            list(sdk.completions.create(**raw, stream=True))
+        assert isinstance(wrong.value.__cause__, ValidationError)
+        assert {(e["loc"][-1], e["input"]) for e in wrong.value.__cause__.errors()} == {("finish_reason", None)}
+
+
+def test_a_stream_that_waits_for_its_turn_is_kept_alive(stack: Stack, client: httpx.Client) -> None:
+    """Eight long answers fill the engine; the ninth waits, and says so."""
+    body = {"model": "tiny", "prompt": "x", "max_tokens": LONG, "stream": True}
+    done = threading.Event()
+
+    def hold() -> None:
+        with stack.client() as other, other.stream("POST", "/v1/completions", json=body) as answer:
+            for _ in answer.iter_lines():
+                if done.is_set():
+                    return
+
+    holders = [threading.Thread(target=hold) for _ in range(8)]
+    for holder in holders:
+        holder.start()
+    time.sleep(1)
+    try:
+        with stack.client() as ninth, ninth.stream("POST", "/v1/completions", json={**body, "max_tokens": 2}) as answer:
+            said = "".join(answer.iter_text())
+    finally:
+        done.set()
+        for holder in holders:
+            holder.join()
+    assert said.startswith(": waiting\n\n")
+    assert said.endswith("data: [DONE]\n\n")
+    assert stack.requests_logged()[-1]["queue_s"] >= 0
+
+
+def assert_scores(served: dict[str, Any], scores: Any) -> None:
+    """The served object says what these TokenLogprobs say, within 1e-6."""
+    expected: list[TokenLogprob] = list(scores)
+    assert len(expected) == len(served["token_logprobs"]) > 4
+    for value, top, score in zip(served["token_logprobs"], served["top_logprobs"], expected, strict=True):
+        assert value == (None if score.logprob is None else pytest.approx(score.logprob, abs=1e-6))
+        if score.logprob is not None:
+            likeliest = sorted({*dict(score.top).values(), score.logprob})
+            assert sorted(top.values()) == pytest.approx(likeliest, abs=1e-6)
