@@ -8,12 +8,13 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from serve.engines.base import Engine
-from serve.logs import log_json
+from serve.logs import logger
 from serve.prompts import Prompts
 from serve.request import Corridor, Observe, Served
 from serve.settings import Model, Settings
 from serve.tenants import Tenants
 from serve.tokens import TokenizerPool, Vocabulary
+from serve.tracing import Traces
 from serve.wire.api import Api, RequestIds, install_errors
 from serve.wire.docs import install_docs
 
@@ -25,12 +26,15 @@ def build(
     folders: Mapping[str, Path],
     engine_of: Callable[[Model], Engine],
     tenants: Tenants,
-    observe: Observe = log_json,
+    observe: Observe | None = None,
 ) -> FastAPI:
-    """The router's ASGI app. `folders`: prepared folder per model name; `engine_of`: who answers for a model."""
+    """The router's ASGI app. `folders`: prepared folder per model name; `engine_of`: who answers for a model.
+
+    `observe` gets the record of each request; without one it is logged.
+    """
     served = {m.name: _served(m, folders[m.name], engine_of(m)) for m in settings.models}
     pool = TokenizerPool(settings.router.tokenizer_threads)
-    corridor = Corridor(served, pool, observe)
+    corridor = Corridor(served, pool, observe or logger(settings.logs), Traces(settings.tracing, "router"))
     app = FastAPI(title="starserve", description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.include_router(Api(corridor, tenants, pool, settings).router())
     install_docs(app)

@@ -6,7 +6,6 @@ The unary answer is the stream, collected: there is one path.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
@@ -18,6 +17,7 @@ from serve.errors import BadRequest, ContextOverflow, EngineLost, InternalError,
 from serve.prompts import Prompts
 from serve.settings import Model
 from serve.tokens import TokenizerPool, Vocabulary
+from serve.tracing import Traces
 from serve.words import Ask, Event, Job, Record, Sampling, Tenant
 
 Observe = Callable[[Record], None]
@@ -38,9 +38,11 @@ class Served:
 class Corridor:
     """Answers asks. One per router process; it keeps no state between requests."""
 
-    def __init__(self, served: Mapping[str, Served], tokenizers: TokenizerPool, observe: Observe) -> None:
+    def __init__(
+        self, served: Mapping[str, Served], tokenizers: TokenizerPool, observe: Observe, traces: Traces
+    ) -> None:
         """`observe` gets one record per request when it has ended: for logs and metrics."""
-        self.served, self._tokenizers, self._observe = served, tokenizers, observe
+        self.served, self._tokenizers, self._observe, self._traces = served, tokenizers, observe, traces
 
     def find(self, model: str) -> Served:
         if model not in self.served:
@@ -52,13 +54,15 @@ class Corridor:
         record.outcome, record.code = error.outcome, error.code
         self._observe(record)
 
-    async def answer(self, ask: Ask, tenant: Tenant, record: Record) -> AsyncGenerator[Event, None]:
+    async def answer(
+        self, ask: Ask, tenant: Tenant, record: Record, traceparent: str | None = None
+    ) -> AsyncGenerator[Event, None]:
         """The events of one ask. Whatever happens, exactly one record is told; it holds no text."""
-        began = time.monotonic()
+        began, span = time.monotonic(), self._traces.request(traceparent)
         record.model, record.stream = ask.model, ask.stream
         try:
             served = self.find(ask.model)
-            jobs = await self._jobs(ask, tenant, served)
+            jobs = await self._jobs(ask, tenant, served, record.request_id, span.traceparent)
             record.prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
             # Limits: what these jobs may cost is held here, and settled in `finally` (tenancy issue).
             # Ledger: the row is opened here, before dispatch, and closed in `finally` (tenancy issue).
@@ -79,11 +83,14 @@ class Corridor:
             raise InternalError("something went wrong in the server; it was not your request's fault") from e
         finally:
             record.duration_s = time.monotonic() - began
+            span.end(record)
             self._observe(record)
 
-    async def _jobs(self, ask: Ask, tenant: Tenant, served: Served) -> list[Job]:
+    async def _jobs(
+        self, ask: Ask, tenant: Tenant, served: Served, request_id: str, traceparent: str | None
+    ) -> list[Job]:
         """One job per prompt: what the client asked for, with the model's defaults and stops."""
-        sampling, jobs = _with_defaults(ask.sampling, served), []
+        sampling, jobs = _with_defaults(ask.sampling, served), list[Job]()
         for ids, stops in await self._prompts(ask, served):
             if not ids:
                 raise BadRequest(f"{_FIELD[ask.form]} is empty", _FIELD[ask.form])
@@ -92,8 +99,7 @@ class Corridor:
                 stop=tuple(dict.fromkeys(sampling.stop + stops)),
                 max_tokens=_max_tokens(ask, len(ids), served.model.context_tokens),
             )
-            job_id = f"{ask.form}-{secrets.token_hex(12)}"
-            jobs.append(Job(job_id, ids, sampled, tenant.cache_salt))
+            jobs.append(Job(f"{request_id}-{len(jobs)}", ids, sampled, tenant.cache_salt, traceparent))
         return jobs
 
     async def _prompts(self, ask: Ask, served: Served) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:

@@ -61,6 +61,12 @@ class Caps(_Frozen):
     schema_depth: int = Field(16, ge=1, description="Deepest nesting of objects and lists in such a schema.")
 
 
+class Tracing(_Frozen):
+    endpoint: str | None = Field(None, description="An OTLP/HTTP collector's traces URL; needs starserve[otel].")
+    sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of requests traced when the client sends no trace.")
+    export_every_s: float = Field(5, gt=0, description="Seconds between two batches to the collector.")
+
+
 class Source(_Frozen):
     """Where the weights come from: exactly one of `package`, `folder`, `repository`."""
 
@@ -121,6 +127,9 @@ class Settings(_Frozen):
     http: Http = Http()
     router: Router = Router()
     caps: Caps = Caps()
+    logs: Literal["json", "text"] = Field("json", description="Style of the one line per request.")
+    metrics_port: int | None = Field(None, ge=1, le=65535, description="Prometheus port on loopback; else a free one.")
+    tracing: Tracing = Tracing()
     models: Annotated[tuple[Model, ...], Field(min_length=1, description="The models, each with its own engines.")]
 
     @model_validator(mode="after")
@@ -199,7 +208,7 @@ def _sentence(error: Any) -> str:
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     here: type[BaseModel] = Settings
     rooms: dict[str, type[BaseModel]] = {
-        "http": Http, "router": Router, "caps": Caps, "models": Model, "source": Source,
+        "http": Http, "router": Router, "caps": Caps, "tracing": Tracing, "models": Model, "source": Source,
         "templates": Templates, "defaults": Defaults, "engine": Engine,
     }  # fmt: skip
     for part in location:

@@ -157,10 +157,14 @@ class Event(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """What may be told of a request when it has ended: ids, counts and times, never text. One per request."""
+    """What may be told of a request when it has ended: ids, counts and times, never text. One per request.
 
-    request_id: str
+    Logs, metrics and traces are readers of it and know nothing else.
+    """
+
+    request_id: str  # ours: the reply's id, and the stem of the jobs' ids in engines and vLLM
     form: Form
+    client_request_id: str  # the client's X-Request-Id, or the one that it got
     tenant_id: str | None = None
     key_id: str | None = None
     model: str | None = None

@@ -87,10 +87,20 @@ class Stack:
         log = self.folder / "serve.log"
         return log.read_text(errors="replace") if log.exists() else ""
 
+    def lines_logged(self) -> list[str]:
+        """The line of each request so far, in the style `text`."""
+        return [line[line.index(mark) :] for line in self.logged().splitlines() if (mark := "+00:00 request ") in line]
+
     def requests_logged(self) -> list[Any]:
         """The structured line of each request so far."""
         lines = [line[line.index('{"time"') :] for line in self.logged().splitlines() if '"event":"request"' in line]
         return [json.loads(line.removesuffix("\x1b[0m")) for line in lines]
+
+    def metrics(self) -> dict[str, float]:
+        """What Ray's metrics port tells now: each sample by its full name with labels."""
+        page = httpx.get((self.folder / "metrics.address").read_text(), timeout=30).text
+        samples = (line.rsplit(" ", 1) for line in page.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, value in samples}
 
     @property
     def key(self) -> str:

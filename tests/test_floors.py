@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
     {"words", "errors"},
     {"settings", "prompts", "schemas"},
-    {"tokens", "tenants", "weights", "logs", "engines"},
+    {"tokens", "tenants", "weights", "logs", "tracing", "engines"},
     {"answers"},
     {"request"},
     {"wire"},
@@ -21,11 +21,12 @@ FLOORS = (
 )
 WITHIN = {"engines": ["base", "fake", "outputs", "warm", "vllm"],
           "wire": ["bodies", "fields", "parse", "logprobs", "openai", "sse", "docs", "api"],
-          "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "deployments", "local"]}  # fmt: skip
+          "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
+                     "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {
     "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py"},
     "starlette": {"wire", "app.py"}, "fastapi": {"wire", "app.py"},
-    "torch": set(), "transformers": {"weights.py"},
+    "opentelemetry": {"tracing.py"}, "torch": set(), "transformers": {"weights.py"},
 }  # fmt: skip
 
 

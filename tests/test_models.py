@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 import warnings
@@ -25,6 +26,7 @@ from pydantic import ValidationError
 from serve.engines.vllm import VllmEngine
 from serve.settings import parse
 from serve.words import Event, Job, Sampling, Secret, TokenLogprob
+from tests.collector import Collector
 from tests.door import FORMS
 from tests.openai_schema import assert_openai_shape
 from tests.stack import Stack, tiny_model
@@ -39,9 +41,18 @@ LONG = 600  # tokens of an answer that goes on for seconds
 
 
 @pytest.fixture(scope="module")
-def stack(starcoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def collector() -> Iterator[Collector]:
+    with Collector() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def stack(starcoder_folder: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     pair = {**tiny_model(starcoder_folder, tensor_parallel_size=2), "name": "pair"}
-    settings = {"models": [tiny_model(starcoder_folder), pair], "http": {"comment_after_s": 0.2}}
+    settings = {
+        "models": [tiny_model(starcoder_folder), pair], "http": {"comment_after_s": 0.2}, "logs": "text",
+        "tracing": {"endpoint": collector.endpoint, "sample_ratio": 0.0, "export_every_s": 0.2},
+    }  # fmt: skip
     with Stack(settings, tmp_path_factory.mktemp("cache")) as started:
         yield started.start().ready()
 
@@ -99,7 +110,7 @@ def test_the_models_are_listed_and_each_answers_under_its_own_name(client: httpx
     for name in ("tiny", "pair"):
         assert client.get(f"/v1/models/{name}").json()["id"] == name
         assert client.post("/v1/completions", json={"model": name, "prompt": "x"}).json()["model"] == name
-        assert stack.requests_logged()[-1]["model"] == name
+        assert stack.lines_logged()[-1].endswith(f"model={name}") or f" model={name} " in stack.lines_logged()[-1]
     assert len(stack.named("VLLM::Worker")) == 3  # one rank, and two
 
 
@@ -228,7 +239,29 @@ def test_a_stream_that_waits_for_its_turn_is_kept_alive(stack: Stack, client: ht
             holder.join()
     assert said.startswith(": waiting\n\n")
     assert said.endswith("data: [DONE]\n\n")
-    assert stack.requests_logged()[-1]["queue_s"] >= 0
+    queued = re.search(r"queue_s=([0-9.]+)", stack.lines_logged()[-1])
+    assert queued
+    assert float(queued[1]) > 0.2
+
+
+def test_a_trace_goes_from_the_client_through_router_queue_and_engine(
+    client: httpx.Client, collector: Collector
+) -> None:
+    trace, parent, canary = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "canary-4711"
+    body = {"model": "pair", "prompt": canary, "max_tokens": 4}
+    client.post("/v1/completions", json=body, headers={"traceparent": f"00-{trace}-{parent}-01"})
+    client.post("/v1/completions", json=body)  # sampled out
+    deadline = time.monotonic() + 20
+    while len(spans := {s.name: s for s in collector.spans}) < 3:
+        assert time.monotonic() < deadline, spans
+        time.sleep(0.05)
+    request, queue, engine = (spans[f"starserve.{name}"] for name in ("request", "queue", "engine"))
+    assert {s.trace_id for s in collector.spans} == {trace}
+    assert (request.parent_id, queue.parent_id, engine.parent_id) == (parent, request.span_id, request.span_id)
+    assert (request.service, engine.service) == ("starserve-router", "starserve-engine")
+    assert request.start_ns <= queue.start_ns <= queue.end_ns == engine.start_ns < engine.end_ns
+    assert "4" in request.attributes["starserve.output_tokens"]
+    assert canary not in str(collector.spans)
 
 
 def assert_scores(served: dict[str, Any], scores: Any) -> None:

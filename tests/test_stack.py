@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -222,6 +223,46 @@ def test_nothing_but_loopback_listens(stack: Stack) -> None:
     }
     assert ("127.0.0.1", stack.port) in listening
     assert [place for place in listening if not is_loopback(place[0])] == []
+
+
+def test_metrics_count_requests_tokens_and_errors_and_are_not_public(stack: Stack, client: httpx.Client) -> None:
+    body = {"model": "tiny", "prompt": "canary-4711", "max_tokens": 7, "ignore_eos": True}
+    before = settled(stack)
+    prompt = sum(client.post("/v1/completions", json=body).json()["usage"]["prompt_tokens"] for _ in range(3))
+    client.post("/v1/completions", json={**body, "n": 99})
+    expected = {
+        "starserve_requests": 4, "starserve_output_tokens": 21, "starserve_prompt_tokens": prompt,
+        "vllm_generation_tokens": 21, "starserve_ttft_seconds_count": 3, "starserve_tpot_seconds_count": 3,
+        "starserve_queue_seconds_count": 3, "vllm_time_to_first_token_seconds_count": 3,
+    }  # fmt: skip
+
+    def grown() -> dict[str, float]:
+        now = stack.metrics()
+        return {name: count(now, name) - count(before, name) for name in expected}
+
+    deadline = time.monotonic() + 30
+    while grown() != expected and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert grown() == expected
+    after, refused = stack.metrics(), 'code="invalid_value"'
+    assert count(after, "starserve_requests", refused) == count(before, "starserve_requests", refused) + 1
+    assert "canary" not in str(after)
+    assert client.get("/metrics").status_code == 404
+
+
+def settled(stack: Stack) -> dict[str, float]:
+    """Metrics come in batches, every few seconds: wait until two readings are alike."""
+    last: dict[str, float] = {}
+    while (now := {k: v for k, v in stack.metrics().items() if "starserve" in k or "vllm" in k}) != last or not now:
+        last = now
+        time.sleep(6)
+    return now
+
+
+def count(samples: dict[str, float], name: str, label: str = "") -> float:
+    """The sum of all samples of a metric that carry a label."""
+    found = [v for k, v in samples.items() if re.match(rf"ray_{name}(_total)?{{", k) and label in k]
+    return sum(found)
 
 
 def test_files_of_the_instance_are_its_owners_alone(stack: Stack) -> None:

@@ -18,12 +18,14 @@ from serve import app as application
 from serve import weights
 from serve.deploy.handle import Failure, RayEngine
 from serve.deploy.instance import NOT_STARTED
+from serve.deploy.metrics import RequestMetrics
 from serve.engines.vllm import VllmEngine
 from serve.errors import EngineLost, EngineUnavailable, ServeError
-from serve.logs import write_line
-from serve.settings import Model, Settings
+from serve.logs import logger, write_line
+from serve.settings import Model, Settings, Tracing
 from serve.tenants import Tenants
-from serve.words import Event, Job
+from serve.tracing import Traces
+from serve.words import Event, Job, Record
 
 UNBOUNDED = 100_000  # of the queues in a row only our own may be deep; Serve's must never fill first
 
@@ -40,16 +42,23 @@ class RouterReplica:
     def __serve_build_asgi_app__(self) -> Any:
         engines = {m.name: RayEngine(self._handles[f"engine_{i}"]) for i, m in enumerate(self._settings.models)}
         tenants = Tenants.read(self._keys)
-        return application.build(self._settings, self._folders, lambda m: engines[m.name], tenants)
+        log, metrics = logger(self._settings.logs), RequestMetrics()
+
+        def observe(record: Record) -> None:
+            log(record)
+            metrics(record)
+
+        return application.build(self._settings, self._folders, lambda m: engines[m.name], tenants, observe)
 
 
 class EngineReplica:
     """One vLLM engine. It exits when the engine core dies; Ray Serve then starts another."""
 
-    async def __init__(self, model: Model, folder: Path) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(self, model: Model, folder: Path, tracing: Tracing) -> None:  # type: ignore[misc]  # Ray awaits it
         try:
             await asyncio.to_thread(weights.verify, folder)
-            self._engine = VllmEngine(model, folder)
+            self._traces = Traces(tracing, "engine")
+            self._engine = VllmEngine(model, folder, metrics_through_ray=True)
             await self._engine.warm_up()
         except Exception as e:
             # Serve keeps the reason to itself; this line is what the operator sees.
@@ -57,9 +66,12 @@ class EngineReplica:
             raise
 
     async def generate(self, job: Job) -> AsyncGenerator[Event | Failure, None]:
-        events = self._engine.generate(job)
+        events, spans, made = self._engine.generate(job), self._traces.job(job.traceparent), 0
         try:
             async for event in events:
+                if event.start:
+                    spans.started(event.start)
+                made += len(event.token_ids)
                 yield event
         except (EngineLost, EngineUnavailable) as e:
             yield Failure.of(e)
@@ -68,6 +80,7 @@ class EngineReplica:
             yield Failure.of(e)
         finally:
             await events.aclose()
+            spans.end(made)
 
     async def check(self) -> Failure | None:
         try:
@@ -91,7 +104,7 @@ class EngineReplica:
 
 def application_of(settings: Settings, folders: Mapping[str, Path], keys: Path) -> Any:
     """The Ray Serve application: a router bound to the engines."""
-    engines = {f"engine_{i}": _engine(m, folders[m.name]) for i, m in enumerate(settings.models)}
+    engines = {f"engine_{i}": _engine(m, folders[m.name], settings.tracing) for i, m in enumerate(settings.models)}
     router = ray_serve.deployment(
         name="router",
         num_replicas=settings.router.replicas,
@@ -103,7 +116,7 @@ def application_of(settings: Settings, folders: Mapping[str, Path], keys: Path) 
     return router.bind(settings, dict(folders), keys, **engines)
 
 
-def _engine(model: Model, folder: Path) -> Any:
+def _engine(model: Model, folder: Path, tracing: Tracing) -> Any:
     engine = model.engine
     gpus = engine.tensor_parallel_size if engine.device == "gpu" else 0
     deployment: Any = ray_serve.deployment(
@@ -114,4 +127,4 @@ def _engine(model: Model, folder: Path) -> Any:
         graceful_shutdown_timeout_s=5,
         ray_actor_options={"num_cpus": engine.cores, "num_gpus": gpus},
     )(EngineReplica)
-    return deployment.bind(model, folder)
+    return deployment.bind(model, folder, tracing)

