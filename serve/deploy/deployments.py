@@ -15,7 +15,6 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
 from serve import app as application
-from serve import weights
 from serve.deploy.handle import Failure, RayEngine
 from serve.deploy.instance import NOT_STARTED
 from serve.engines.vllm import VllmEngine
@@ -23,6 +22,7 @@ from serve.errors import EngineLost, EngineUnavailable, ServeError
 from serve.logs import write_line
 from serve.settings import Model, Settings
 from serve.tenants import Tenants
+from serve.weights.manifest import verify
 from serve.words import Event, Job
 
 UNBOUNDED = 100_000  # of the queues in a row only our own may be deep; Serve's must never fill first
@@ -48,7 +48,7 @@ class EngineReplica:
 
     async def __init__(self, model: Model, folder: Path) -> None:  # type: ignore[misc]  # Ray awaits it
         try:
-            await asyncio.to_thread(weights.verify, folder)
+            await asyncio.to_thread(verify, folder)
             self._engine = VllmEngine(model, folder)
         except Exception as e:
             # Serve keeps the reason to itself; this line is what the operator sees.

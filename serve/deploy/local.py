@@ -20,7 +20,7 @@ from pathlib import Path
 from serve.deploy import haproxy
 from serve.deploy.instance import Instance, end_below, free_range, reap_orphans
 from serve.settings import Settings, cache_folder, load
-from serve.weights import prepared_folder
+from serve.weights.manifest import prepared_folder
 
 STOP_WITHIN_S = 8.0  # given to an orderly end; then what is left is killed by its id
 RECORD_EVERY_S = 1.0
