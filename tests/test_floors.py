@@ -20,13 +20,16 @@ FLOORS = (
     {"check", "__main__"},
 )
 WITHIN = {"engines": ["base", "fake", "outputs", "warm", "vllm"],
+          "weights": ["manifest", "wanted", "disk", "child", "package", "refusals", "hub", "pickles", "prepare"],
           "wire": ["bodies", "fields", "parse", "logprobs", "openai", "sse", "docs", "api"],
           "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
                      "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {
     "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py"},
     "starlette": {"wire", "app.py"}, "fastapi": {"wire", "app.py"},
-    "opentelemetry": {"tracing.py"}, "torch": set(), "transformers": {"weights.py"},
+    "torch": {"weights/pickles.py"}, "safetensors": {"weights/pickles.py"},
+    "transformers": {"weights/package.py"}, "opentelemetry": {"tracing.py"},
+    "huggingface_hub": {"weights/hub.py", "weights/refusals.py"}, "httpx2": {"weights/hub.py", "weights/refusals.py"},
 }  # fmt: skip
 
 
@@ -36,11 +39,16 @@ def imports() -> list[tuple[Path, str]]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 found += [(path.relative_to(ROOT), alias.name) for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module == "serve":
-                found += [(path.relative_to(ROOT), f"serve.{alias.name}") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and is_room(node.module or ""):
+                found += [(path.relative_to(ROOT), f"{node.module}.{alias.name}") for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 found.append((path.relative_to(ROOT), node.module or ""))
     return found
+
+
+def is_room(module: str) -> bool:
+    """Whether what is imported from it are modules, as in `from serve.weights import manifest`."""
+    return module.split(".")[0] == "serve" and (ROOT.parent / module.replace(".", "/")).is_dir()
 
 
 def floor(room: str) -> int:
@@ -81,6 +89,7 @@ def test_libraries_stay_in_their_rooms() -> None:
 
 
 def test_a_router_process_loads_no_torch_and_no_transformers() -> None:
-    heavy = "import sys, serve.app; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    heavy = ["torch", "transformers", "vllm", "huggingface_hub"]
+    loaded = f"import sys, serve.app, serve.weights.manifest; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from serve.settings import load
-from serve.weights import prepared_folder
+from serve.weights.manifest import prepared_folder
 from tests.stack import Stack
 
 CONFIG = Path(__file__).parent.parent / "configs" / "smollm2-cpu.yaml"

@@ -15,7 +15,6 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
 from serve import app as application
-from serve import weights
 from serve.deploy.handle import Failure, RayEngine
 from serve.deploy.instance import NOT_STARTED
 from serve.deploy.metrics import RequestMetrics
@@ -25,6 +24,7 @@ from serve.logs import logger, write_line
 from serve.settings import Model, Settings, Tracing
 from serve.tenants import Tenants
 from serve.tracing import Traces
+from serve.weights.manifest import verify
 from serve.words import Event, Job, Record
 
 UNBOUNDED = 100_000  # of the queues in a row only our own may be deep; Serve's must never fill first
@@ -56,7 +56,7 @@ class EngineReplica:
 
     async def __init__(self, model: Model, folder: Path, tracing: Tracing) -> None:  # type: ignore[misc]  # Ray awaits it
         try:
-            await asyncio.to_thread(weights.verify, folder)
+            await asyncio.to_thread(verify, folder)
             self._traces = Traces(tracing, "engine")
             self._engine = VllmEngine(model, folder, metrics_through_ray=True)
             await self._engine.warm_up()

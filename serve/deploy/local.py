@@ -19,7 +19,7 @@ from pathlib import Path
 from serve.deploy.environment import METRICS_PORT, environment_of
 from serve.deploy.instance import Instance, end_below, reap_orphans
 from serve.settings import Settings, cache_folder, load
-from serve.weights import prepared_folder
+from serve.weights.manifest import prepared_folder
 
 STOP_WITHIN_S = 8.0  # given to an orderly end; then what is left is killed by its id
 RECORD_EVERY_S = 1.0

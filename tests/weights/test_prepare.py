@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve.settings import Model, SettingsError, parse
-from serve.weights import is_prepared, prepare, prepared_folder, verify
+from serve.weights.manifest import is_prepared, prepared_folder, verify
+from serve.weights.prepare import prepare
 from tests.stack import tiny_model
 
 
@@ -71,8 +77,48 @@ def test_a_changed_source_has_a_folder_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "sentence"),
-    [({"package": "not-installed-here"}, "is not installed"), ({"repository": "a/b"}, "does not download")],
+    [
+        ({"package": "not-installed-here"}, r"source\.package: .* is not installed"),
+        ({"repository": "a/b"}, r"source\.revision: required"),
+        ({"folder": "/nowhere/at/all"}, r"source\.folder: /nowhere/at/all is no folder"),
+    ],
 )
 def test_a_source_that_cannot_be_prepared_is_named(source: dict[str, str], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=sentence):
         prepare(model_of(tmp_path, source=source), tmp_path, quiet)
+
+
+def test_what_a_killed_prepare_left_is_removed_and_a_folder_without_manifest_is_made_anew(
+    starcoder_folder: Path, tmp_path: Path
+) -> None:
+    model = model_of(starcoder_folder)
+    target = prepared_folder(model, tmp_path)
+    for left in (target, target.with_name(f".preparing-{target.name}")):
+        left.mkdir(parents=True)
+        (left / "model.safetensors").write_bytes(b"half")
+    verify(prepare(model, tmp_path, quiet))
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_two_prepares_at_once_take_turns(starcoder_folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(json.dumps({"models": [tiny_model(starcoder_folder)]}))
+    command = [sys.executable, "-m", "serve", "model", "prepare", str(config)]
+    environment = {**os.environ, "STARSERVE_CACHE": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"}
+    (tmp_path / "cache").mkdir()
+    with (tmp_path / "cache" / "prepare.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        for process in waiting:
+            assert process.stdout is not None
+            assert "another process is preparing a model in this cache" in process.stdout.readline()
+    said = [process.communicate(timeout=60)[0] for process in waiting]
+    assert [process.returncode for process in waiting] == [0, 0]
+    assert sorted("copying" in text for text in said) == [False, True]
+    verify(prepared_folder(model_of(starcoder_folder), tmp_path / "cache"))
+
+
+def test_a_cache_that_cannot_be_written_is_told(starcoder_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"source: .*file.*: (Not a directory|File exists)"):
+        prepare(model_of(starcoder_folder), tmp_path / "file" / "cache", quiet)
