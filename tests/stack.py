@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -87,9 +88,10 @@ class Stack:
         log = self.folder / "serve.log"
         return log.read_text(errors="replace") if log.exists() else ""
 
-    def lines_logged(self) -> list[str]:
-        """The line of each request so far, in the style `text`."""
-        return [line[line.index(mark) :] for line in self.logged().splitlines() if (mark := "+00:00 request ") in line]
+    def line_of(self, reply_id: str) -> str:
+        """The log's line of a request; it takes its way through Ray."""
+        wait_for(lambda: reply_id in self.logged())
+        return next(line for line in self.logged().splitlines() if reply_id in line)
 
     def requests_logged(self) -> list[Any]:
         """The structured line of each request so far."""
@@ -101,6 +103,14 @@ class Stack:
         page = httpx.get((self.folder / "metrics.address").read_text(), timeout=30).text
         samples = (line.rsplit(" ", 1) for line in page.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, value in samples}
+
+    def settled_metrics(self) -> dict[str, float]:
+        """Metrics come in batches, every few seconds: wait until two readings of ours and vLLM's are alike."""
+        last: dict[str, float] = {}
+        while (now := {k: v for k, v in self.metrics().items() if "starserve" in k or "vllm" in k}) != last or not now:
+            last = now
+            time.sleep(6)
+        return now
 
     @property
     def key(self) -> str:
@@ -134,3 +144,15 @@ class Stack:
         if self._process is not None and self._process.poll() is None:
             self.stop()
         shutil.rmtree(self.base, ignore_errors=True)
+
+
+def count(samples: Mapping[str, float], name: str, label: str = "") -> float:
+    """The sum of all samples of a metric that carry a label."""
+    return sum(v for k, v in samples.items() if re.match(rf"ray_{name}(_total)?{{", k) and label in k)
+
+
+def wait_for(condition: Callable[[], object], within_s: float = 5) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

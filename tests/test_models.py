@@ -37,7 +37,7 @@ from tests.test_stack import ASKS, greedy_ids
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")
 beside_the_bare_engine = pytest.mark.asyncio(loop_scope="module")
 PROMPT = "def add(a, b):\n    return"
-LONG = 600  # tokens of an answer that goes on for seconds
+LONG = 1900  # tokens of an answer that goes on for seconds
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,9 @@ def test_the_models_are_listed_and_each_answers_under_its_own_name(client: httpx
     assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny", "pair"]
     for name in ("tiny", "pair"):
         assert client.get(f"/v1/models/{name}").json()["id"] == name
-        assert client.post("/v1/completions", json={"model": name, "prompt": "x"}).json()["model"] == name
-        assert stack.lines_logged()[-1].endswith(f"model={name}") or f" model={name} " in stack.lines_logged()[-1]
+        answer = client.post("/v1/completions", json={"model": name, "prompt": "x"}).json()
+        assert answer["model"] == name
+        assert f" model={name} " in stack.line_of(answer["id"])
     assert len(stack.named("VLLM::Worker")) == 3  # one rank, and two
 
 
@@ -218,28 +219,34 @@ def test_the_sdk_finds_nothing_wrong_in_strict_validation(stack: Stack) -> None:
 def test_a_stream_that_waits_for_its_turn_is_kept_alive(stack: Stack, client: httpx.Client) -> None:
     """Eight long answers fill the engine; the ninth waits, and says so."""
     body = {"model": "tiny", "prompt": "x", "max_tokens": LONG, "stream": True}
-    done = threading.Event()
+    begun, leave = threading.Barrier(9), threading.Event()
 
     def hold() -> None:
         with stack.client() as other, other.stream("POST", "/v1/completions", json=body) as answer:
-            for _ in answer.iter_lines():
-                if done.is_set():
-                    return
+            lines = answer.iter_lines()
+            next(lines)
+            begun.wait(30)
+            while not leave.is_set():
+                next(lines)
 
     holders = [threading.Thread(target=hold) for _ in range(8)]
     for holder in holders:
         holder.start()
-    time.sleep(1)
+    begun.wait(30)
+    said = ""
     try:
         with stack.client() as ninth, ninth.stream("POST", "/v1/completions", json={**body, "max_tokens": 2}) as answer:
-            said = "".join(answer.iter_text())
+            for text in answer.iter_text():
+                said += text
+                leave.set()  # the comment is here, and a place is free
     finally:
-        done.set()
+        leave.set()
         for holder in holders:
             holder.join()
     assert said.startswith(": waiting\n\n")
     assert said.endswith("data: [DONE]\n\n")
-    queued = re.search(r"queue_s=([0-9.]+)", stack.lines_logged()[-1])
+    reply = json.loads(said[said.index("{") : said.index("}\n") + 1])
+    queued = re.search(r"queue_s=([0-9.]+)", stack.line_of(reply["id"]))
     assert queued
     assert float(queued[1]) > 0.2
 

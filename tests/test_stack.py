@@ -6,13 +6,12 @@ One stack serves all tests of this module; the last ones kill its engine and sto
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ import psutil
 import pytest
 
 from tests.bad_requests import BAD, RAW
-from tests.door import FORMS, is_openai_error
+from tests.door import FORMS, chunks, is_openai_error
 from tests.probe import Probe
-from tests.stack import Stack, tiny_model
+from tests.stack import Stack, count, tiny_model, wait_for
 from tests.test_prompts import NO_INPUT, WITH_INPUT
 from tests.test_readme import block
 
@@ -85,7 +84,7 @@ def test_greedy_token_ids_are_those_of_hugging_face(
     assert len(set(expected)) >= 16
     body = {"model": "tiny", **ask, "max_tokens": ANSWER_TOKENS, "temperature": 0, "return_token_ids": True}
     answer = client.post(path, json={**body, "stream": stream})
-    pieces = events(answer) if stream else [answer.json()]
+    pieces = chunks(answer) if stream else [answer.json()]
     served = [i for piece in pieces for choice in piece["choices"] for i in choice.get("token_ids", [])]
     assert served == expected
     assert served != greedy_ids(starcoder_folder, prompt, change=2.0)
@@ -106,7 +105,7 @@ def test_token_id_prompts_are_the_callers_own_words(client: httpx.Client, starco
 def test_the_stream_joined_is_the_unary_answer(client: httpx.Client, path: str) -> None:
     body = {"model": "tiny", **FORMS[path], "max_tokens": 40, "temperature": 0}
     unary = client.post(path, json=body).json()
-    *pieces, last = events(client.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}}))
+    *pieces, last = chunks(client.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}}))
     choices = [choice for piece in pieces for choice in piece["choices"]]
     text = "".join(c.get("text", c.get("delta", {}).get("content")) or "" for c in choices)
     whole = unary["choices"][0]
@@ -164,7 +163,7 @@ def test_a_client_that_leaves_frees_the_engine_within_two_seconds(stack: Stack, 
             left = time.monotonic()
             while probe.running():
                 assert time.monotonic() - left < 2
-            wait_for(lambda before=before: len(stack.requests_logged()) > before)
+            wait_for(partial(logged_more, stack, before))
             line = stack.requests_logged()[-1]
             assert line["outcome"] == "cancelled"
             assert line["output_tokens"] < LONG / 2
@@ -227,7 +226,7 @@ def test_nothing_but_loopback_listens(stack: Stack) -> None:
 
 def test_metrics_count_requests_tokens_and_errors_and_are_not_public(stack: Stack, client: httpx.Client) -> None:
     body = {"model": "tiny", "prompt": "canary-4711", "max_tokens": 7, "ignore_eos": True}
-    before = settled(stack)
+    before = stack.settled_metrics()
     prompt = sum(client.post("/v1/completions", json=body).json()["usage"]["prompt_tokens"] for _ in range(3))
     client.post("/v1/completions", json={**body, "n": 99})
     expected = {
@@ -248,21 +247,6 @@ def test_metrics_count_requests_tokens_and_errors_and_are_not_public(stack: Stac
     assert count(after, "starserve_requests", refused) == count(before, "starserve_requests", refused) + 1
     assert "canary" not in str(after)
     assert client.get("/metrics").status_code == 404
-
-
-def settled(stack: Stack) -> dict[str, float]:
-    """Metrics come in batches, every few seconds: wait until two readings are alike."""
-    last: dict[str, float] = {}
-    while (now := {k: v for k, v in stack.metrics().items() if "starserve" in k or "vllm" in k}) != last or not now:
-        last = now
-        time.sleep(6)
-    return now
-
-
-def count(samples: dict[str, float], name: str, label: str = "") -> float:
-    """The sum of all samples of a metric that carry a label."""
-    found = [v for k, v in samples.items() if re.match(rf"ray_{name}(_total)?{{", k) and label in k]
-    return sum(found)
 
 
 def test_files_of_the_instance_are_its_owners_alone(stack: Stack) -> None:
@@ -304,21 +288,11 @@ def test_stop_leaves_no_process_no_port_and_no_shared_memory(stack: Stack) -> No
         httpx.get(f"{stack.address}/health/live")
 
 
-def events(answer: httpx.Response) -> list[Any]:
-    assert answer.status_code == 200, answer.text
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    assert lines.pop() == "[DONE]"
-    return [json.loads(line) for line in lines]
+def logged_more(stack: Stack, before: int) -> bool:
+    return len(stack.requests_logged()) > before
 
 
 def is_loopback(address: str) -> bool:
     parsed = ip_address(address)
     mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
     return (mapped or parsed).is_loopback
-
-
-def wait_for(condition: Any, within_s: float = 5) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

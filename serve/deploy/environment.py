@@ -6,19 +6,22 @@ import secrets
 import sys
 
 from serve.deploy import haproxy
-from serve.deploy.instance import Instance, free_range
+from serve.deploy.instance import Instance
 from serve.settings import Settings
 
 METRICS_PORT = "STARSERVE_METRICS_PORT"
+PRIVATE_PORTS = 200  # of one instance; the last one is its claim
 
 
-def environment_of(settings: Settings, instance: Instance) -> dict[str, str]:
-    """Variables of one instance's processes. Writes the token and HAProxy's launcher into its folder."""
+def environment_of(settings: Settings, instance: Instance, low: int) -> dict[str, str]:
+    """Variables of one instance's processes, whose private ports begin at `low`.
+
+    Writes the token and HAProxy's launcher into the instance's folder.
+    """
     token = instance.folder / "ray.token"
     if not token.exists():
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
-    low = free_range(200)
     common = {
         METRICS_PORT: str(settings.metrics_port or low + 195), "RAY_metrics_report_interval_ms": "5000",
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",

@@ -127,12 +127,22 @@ def port_is_busy(host: str, port: int) -> bool:
     return False
 
 
-def free_range(size: int) -> int:
-    """The first of `size` neighbouring ports on loopback that nobody listens on."""
+def claim_ports(size: int) -> socket.socket:
+    """Claim `size` neighbouring ports on loopback that nobody listens on: those up to the returned socket's own.
+
+    The claim holds as long as that socket is open, so two instances that start at once never share a range.
+    """
     taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr}
     for low in range(20_000, 32_000, size):
         if not taken & set(range(low, low + size)):
-            return low
+            claim = socket.socket()
+            try:
+                claim.bind(("127.0.0.1", low + size - 1))
+                claim.listen(1)
+            except OSError:
+                claim.close()
+                continue
+            return claim
     raise SettingsError(f"no {size} neighbouring free ports between 20000 and 32000")
 
 

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from serve.deploy.environment import METRICS_PORT, environment_of
-from serve.deploy.instance import Instance, end_below, reap_orphans
+from serve.deploy.environment import METRICS_PORT, PRIVATE_PORTS, environment_of
+from serve.deploy.instance import Instance, claim_ports, end_below, reap_orphans
 from serve.settings import Settings, cache_folder, load
 from serve.weights.manifest import prepared_folder
 
@@ -36,24 +36,32 @@ def up(
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: signals.append(n))
-    with instance.log.open("wb") as log:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "serve.deploy.local", str(config)],
-            env={**os.environ, **environment_of(settings, instance)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            # A terminal's Ctrl-C goes to the whole group; only we may decide what it means.
-            start_new_session=True,
-        )  # fmt: skip
-    _watch(driver, signals, instance, say, on_ready)
-    instance.record()
-    if signals:
-        say("stopping; press Ctrl-C again to stop at once")
-        _stop(driver, signals)
-        instance.record()  # what was born while we waited
-    end_below()
-    instance.clean()
+    with claim_ports(PRIVATE_PORTS) as claim:
+        driver = _start_driver(config, settings, instance, claim.getsockname()[1] - PRIVATE_PORTS + 1)
+        _watch(driver, signals, instance, say, on_ready)
+        instance.record()
+        if signals:
+            say("stopping; press Ctrl-C again to stop at once")
+            _stop(driver, signals)
+            instance.record()  # what was born while we waited
+        end_below()
+        instance.clean()
     if not signals:
         say(instance.reason())
     return 0 if signals else 1
+
+
+def _start_driver(config: Path, settings: Settings, instance: Instance, low: int) -> subprocess.Popen[bytes]:
+    with instance.log.open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "serve.deploy.local", str(config)],
+            env={**os.environ, **environment_of(settings, instance, low)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # A terminal's Ctrl-C goes to the whole group; only we may decide what it means.
+            start_new_session=True,
+        )
 
 
 def _watch(
