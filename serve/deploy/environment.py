@@ -22,7 +22,11 @@ def environment_of(settings: Settings, instance: Instance, low: int) -> dict[str
     if not token.exists():
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
+    temporary = instance.folder / "t"
+    temporary.mkdir(mode=0o700, exist_ok=True)
     common = {
+        # Sockets and folders that vLLM and multiprocessing leave behind go with the instance's own.
+        "TMPDIR": str(temporary), "VLLM_RPC_BASE_PATH": str(temporary),
         METRICS_PORT: str(settings.metrics_port or low + 195), "RAY_metrics_report_interval_ms": "5000",
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",

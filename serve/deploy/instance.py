@@ -86,7 +86,7 @@ class Instance:
                 continue
         end(left)
         _remove_shared_memory(record["shared_memory"])
-        for name in ("ray", "p"):
+        for name in ("ray", "p", "t"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         self._stage.unlink(missing_ok=True)
         (self.folder / _RECORD).unlink(missing_ok=True)

@@ -29,8 +29,20 @@ def python_of(client: str) -> Path:
         uv = str(ROOT / ".venv" / "bin" / "uv")
         links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or TORCH_INDEX
         environment = {**os.environ, "UV_FIND_LINKS": links}
-        _run([uv, "venv", "-q", "--python", sys.executable, str(folder)], environment, ROOT)
-        install = [uv, "pip", "install", "-q", "--python", str(python), "--require-hashes", "-r", str(pinned)]
+        # Without our own pyproject.toml, which leaves out packages that a client may want.
+        _run([uv, "venv", "-q", "--no-config", "--python", sys.executable, str(folder)], environment, ROOT)
+        install = [
+            uv,
+            "pip",
+            "install",
+            "-q",
+            "--no-config",
+            "--python",
+            str(python),
+            "--require-hashes",
+            "-r",
+            str(pinned),
+        ]
         _run(install, environment, ROOT)
         (folder / "done").touch()
     return python
