@@ -98,6 +98,7 @@ def test_llm(stack: Stack, expected: dict[str, Any], tmp_path: Path) -> None:
     assert llm("-c", *options, "Again.")
     logged = json.loads(llm("logs", "-n", "1", "--json"))[0]
     assert logged["output_tokens"] == 16
-    assert stack.requests_logged()[-1]["prompt_tokens"] == logged["input_tokens"]
+    asked = [line["prompt_tokens"] for line in stack.requests_logged()[-2:]]
+    assert asked[1] == logged["input_tokens"] > asked[0], "the first turn is part of the second"
     (tmp_path / "keys.json").write_text(json.dumps({"ours": "sk-wrong"}))
     assert "401" in llm("-m", "ours", "Sort.", ok=False)
