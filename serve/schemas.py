@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -29,6 +30,12 @@ _WORDS = {"title", "description", "default", "examples", "deprecated", "discrimi
 # Formats that xgrammar 0.2 writes as grammar (vllm/v1/structured_output/backend_xgrammar.py lists them).
 _FORMATS = {"email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri",
             "uri-reference", "uri-template", "json-pointer", "relative-json-pointer"}  # fmt: skip
+_NEEDS_TYPE = {
+    "minimum": "number", "maximum": "number", "exclusiveMinimum": "number", "exclusiveMaximum": "number",
+    "minLength": "string", "maxLength": "string", "format": "string",
+}  # fmt: skip
+_ALONE = ("$ref", "anyOf", "oneOf", "allOf")  # the compiler does not look at what stands beside these
+_BESIDE_ALONE = {"$defs", "definitions"}
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 _MOST_COUNTED = 1 << 16  # of all these bounds together: the grammar grows with them
 _LARGEST_NUMBER = 1 << 53
@@ -38,8 +45,7 @@ def checked(schema: Mapping[str, Any], caps: Caps) -> str:
     """The schema as text for the engine; raises BadRequest that names the place of what cannot be held."""
     if _depth(schema) > caps.schema_depth:
         raise _refusal("", f"is nested deeper than {caps.schema_depth} levels")
-    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
-    if len(text.encode()) > caps.schema_bytes:
+    if len(json.dumps(schema, ensure_ascii=False, separators=(",", ":")).encode()) > caps.schema_bytes:
         raise _refusal("", f"is larger than {caps.schema_bytes} bytes")
     try:
         Draft202012Validator.check_schema(schema)
@@ -52,7 +58,21 @@ def checked(schema: Mapping[str, Any], caps: Caps) -> str:
     if counted > _MOST_COUNTED:
         raise _refusal("", f"has bounds of length that sum up to {counted}; at most {_MOST_COUNTED} are allowed")
     _check_references(schema)
-    return text
+    return json.dumps(_for_engine(schema), ensure_ascii=False, separators=(",", ":"))
+
+
+def _for_engine(schema: Mapping[str, Any]) -> Any:
+    """The schema with lengths of strings written as the characters that they may have.
+
+    The compiler's own lengths let raw control characters through, which are no JSON. Here quotes, backslashes and
+    control characters, which would be written as escapes, are left out of such strings.
+    """
+    copy = deepcopy(dict(schema))
+    for _, part in list(_subschemas(copy, "")):
+        if "minLength" in part or "maxLength" in part:
+            low, high = part.pop("minLength", 0), part.pop("maxLength", "")
+            part["pattern"] = rf'^[^"\\\x00-\x1f]{{{low},{high}}}$'
+    return copy
 
 
 def _check(place: str, part: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
@@ -61,6 +81,7 @@ def _check(place: str, part: Mapping[str, Any], whole: Mapping[str, Any]) -> Non
             raise _refusal(place, f"uses {keyword}; regular expressions are not served")
         if keyword not in _HELD | _WORDS:
             raise _refusal(place, f"uses {keyword[:50]!r}, which an answer cannot be held to")
+    _check_combination(place, part)
     if len(part.get("allOf", ())) > 1:
         raise _refusal(place, "uses allOf with several schemas; merge them into one")
     if (name := part.get("format")) is not None:
@@ -78,7 +99,29 @@ def _check(place: str, part: Mapping[str, Any], whole: Mapping[str, Any]) -> Non
         _resolved(place, part["$ref"], whole)
 
 
-def _subschemas(part: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _check_combination(place: str, part: Mapping[str, Any]) -> None:
+    """Refuse keywords that the compiler would leave out of sight because of what stands beside them, or does not."""
+    held = part.keys() & _HELD
+    types = {part["type"]} if isinstance(part.get("type"), str) else set(part.get("type", ()))
+    for keyword in _ALONE:
+        if keyword in held and (others := held - {keyword} - _BESIDE_ALONE):
+            raise _refusal(place, f"uses {min(others)} beside {keyword}; put it inside")
+    for keyword in ("enum", "const"):
+        if keyword in held and (others := held - {keyword, "type"} - _BESIDE_ALONE):
+            raise _refusal(place, f"uses {min(others)} beside {keyword}; the values say it all")
+    values = part.get("enum", [part["const"]] if "const" in part else [])
+    if "type" in part and not all(Draft202012Validator({"type": part["type"]}).is_valid(value) for value in values):
+        raise _refusal(place, "has a value that is not of its type")
+    for keyword in held & _NEEDS_TYPE.keys():
+        if not types & {_NEEDS_TYPE[keyword], "integer" if _NEEDS_TYPE[keyword] == "number" else ""}:
+            raise _refusal(place, f"uses {keyword} without type {_NEEDS_TYPE[keyword]}")
+    if unknown := set(part.get("required", ())) - part.get("properties", {}).keys():
+        raise _refusal(place, f"requires {min(unknown)[:50]!r}, which is none of its properties")
+    if "items" not in part and ("maxItems" in part or "minItems" in part):
+        raise _refusal(place, "uses minItems or maxItems without items")
+
+
+def _subschemas(part: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every schema inside a schema, with its place. Values such as enum, const and default are no schemas."""
     if not isinstance(part, dict):
         return
@@ -96,7 +139,7 @@ def _subschemas(part: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def _resolved(place: str, reference: str, whole: Mapping[str, Any]) -> Any:
-    if not reference.startswith("#"):
+    if reference != "#" and not reference.startswith("#/"):
         raise _refusal(place, "has a $ref that leaves the schema; only local ones (#/…) are followed")
     found: Any = whole
     for name in reference[1:].split("/")[1:]:

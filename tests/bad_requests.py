@@ -56,6 +56,8 @@ BAD: list[tuple[str, dict[str, Any], int, str | None]] = [
     ("/v1/chat/completions", {"tools": "x"}, 400, "tools"),
     ("/v1/chat/completions", {"response_format": {"type": "xml"}}, 400, "response_format.type"),
     ("/v1/chat/completions", {"response_format": {"type": "json_schema"}}, 400, "response_format"),
+    ("/v1/chat/completions", {"response_format": {"type": "json_object"}, "ignore_eos": True}, 400, "ignore_eos"),
+    ("/v1/chat/completions", {"response_format": {"type": "json_object"}, "min_tokens": 1}, 400, "min_tokens"),
     ("/v1/chat/completions", {"echo": True}, 400, "echo"),
     ("/v1/chat/completions", {"priority": 1}, 400, "priority"),
     ("/v1/chat/completions", {"cache_salt": "x"}, 400, "cache_salt"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -67,13 +68,28 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         "sum up to",
     ),
     "an endless number": ({"type": "integer", "minimum": 10**400}, "beyond 2"),
-    "bounds that exclude all": ({"type": "array", "minItems": 3, "maxItems": 2}, "minItems above maxItems"),
+    "bounds that exclude all": (
+        {"type": "array", "items": {}, "minItems": 3, "maxItems": 2},
+        "minItems above maxItems",
+    ),
     "a type that is none": ({"type": "nope"}, "not valid JSON Schema"),
     "properties that are none": ({"type": "object", "properties": []}, "not valid JSON Schema"),
     "a keyword nobody holds to": ({"type": "array", "uniqueItems": True}, "uniqueItems"),
     "not": ({"not": {"type": "integer"}}, "'not'"),
     "several in allOf": ({"allOf": [{"type": "string"}, {"enum": ["a"]}]}, "allOf"),
     "an unknown format": ({"type": "string", "format": "zzz"}, "format"),
+    "a reference that is no place": ({"$ref": "#foo"}, "only local"),
+    "what stands beside a $ref": (
+        {"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a", "minimum": 5},
+        "beside \\$ref",
+    ),
+    "what stands beside anyOf": ({"type": "string", "anyOf": [{"maxLength": 2, "type": "string"}]}, "beside anyOf"),
+    "what stands beside enum": ({"enum": ["ab"], "maxLength": 1, "type": "string"}, "beside enum"),
+    "a value of another type": ({"type": "string", "enum": ["a", 3]}, "not of its type"),
+    "a bound without a type": ({"minimum": 3}, "without type number"),
+    "a length without a type": ({"type": "integer", "maxLength": 3}, "without type string"),
+    "a required property that is none": ({"type": "object", "required": ["zz"]}, "none of its properties"),
+    "a count of nothing": ({"type": "array", "minItems": 2}, "without items"),
     "a hidden one": (
         {"type": "object", "properties": {"a": {"anyOf": [{"type": "array", "items": {"pattern": "a"}}]}}},
         "#/properties/a/anyOf/0/items uses pattern",
@@ -82,8 +98,17 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_what_can_be_held_passes_unchanged(name: str) -> None:
-    assert json.loads(checked(GOOD[name], Caps())) == GOOD[name]
+def test_what_can_be_held_passes_unchanged_but_for_lengths(name: str) -> None:
+    passed = json.loads(checked(GOOD[name], Caps()))
+    assert (passed == GOOD[name]) is (name != "short string")
+
+
+def test_lengths_of_strings_become_characters_that_need_no_escape() -> None:
+    schema = {"type": ["string", "null"], "minLength": 2, "maxLength": 5}
+    pattern = json.loads(checked(schema, Caps()))["pattern"]
+    assert schema == {"type": ["string", "null"], "minLength": 2, "maxLength": 5}
+    for text, fits in (("ab", True), ("a", False), ("abcdef", False), ('a"', False), ("a\\", False), ("a\n", False)):
+        assert (re.search(pattern, text) is not None) is fits
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -124,6 +124,10 @@ class VllmEngine:
             raise EngineUnavailable("the engine of this model has stopped; it restarts by itself") from None
         except (VLLMClientError, ValueError):
             # vLLM's own words may quote the prompt.
+            if job.sampling.json_schema is not None:
+                raise BadRequest(
+                    "response_format: the engine finds no answer to this schema", "response_format"
+                ) from None
             raise BadRequest("the engine refuses this request") from None
 
 

@@ -165,6 +165,9 @@ def _json_schema(body: Sampled, caps: Caps) -> str | None:
     wanted: ResponseFormat | None = getattr(body, "response_format", None)
     if wanted is None or wanted.type == "text":
         return None
+    for name in ("ignore_eos", "min_tokens"):
+        if getattr(body, name):
+            raise BadRequest(f"{name}: not with response_format; such an answer ends where its JSON ends", name)
     if wanted.type == "json_object":
         return schemas.ANY_OBJECT
     if wanted.json_schema is None or wanted.json_schema.json_schema is None:

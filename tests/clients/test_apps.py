@@ -53,7 +53,7 @@ def test_langchain(stack: Stack, expected: dict[str, Any], tmp_path: Path) -> No
     assert answer["usage"]["output_tokens"] == 16
     assert answer["structured"].keys() == {"colour", "loud"}
     assert answer["tool_calls"] == []
-    assert answer["refused"] == "AuthenticationError"
+    assert answer["refused"].endswith("AuthenticationError")
 
 
 def test_llama_index(stack: Stack, expected: dict[str, Any], tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_llama_index(stack: Stack, expected: dict[str, Any], tmp_path: Path) -> 
     assert answer["chat"] == answer["streamed"] == expected["chat"]
     assert answer["completion"] == answer["completion_streamed"] == expected["completion"]
     assert answer["usage"] == 16
-    assert answer["refused"] == "AuthenticationError"
+    assert answer["refused"].endswith("AuthenticationError")
 
 
 def test_openai_node(stack: Stack, expected: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def test_openai_node(stack: Stack, expected: dict[str, Any]) -> None:
     assert (answer["batch"], answer["models"]) == (expected["batch"], ["tiny"])
     assert (answer["usage"], answer["logprobs"], answer["tool_calls"]) == (16, 16, [])
     assert answer["structured"].keys() == {"colour", "loud"}
-    assert answer["refused"] == "AuthenticationError"
+    assert answer["refused"].endswith("AuthenticationError")
 
 
 def test_llm(stack: Stack, expected: dict[str, Any], tmp_path: Path) -> None:
