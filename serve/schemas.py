@@ -36,6 +36,9 @@ _NEEDS_TYPE = {
 }  # fmt: skip
 _ALONE = ("$ref", "anyOf", "oneOf", "allOf")  # the compiler does not look at what stands beside these
 _BESIDE_ALONE = {"$defs", "definitions"}
+# All characters but quote, backslash, controls and surrogates, in ranges of one length in UTF-8: over a range that
+# crosses lengths, or written with escapes, the compiler lets bytes through that are no UTF-8 and count otherwise.
+_PLAIN = " !#-\\[\\]-~" + "\u0080-\u07ff" + "\u0800-\ud7ff" + "\ue000-\uffff" + "\U00010000-\U0010ffff"
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 _MOST_COUNTED = 1 << 16  # of all these bounds together: the grammar grows with them
 _LARGEST_NUMBER = 1 << 53
@@ -71,7 +74,7 @@ def _for_engine(schema: Mapping[str, Any]) -> Any:
     for _, part in list(_subschemas(copy, "")):
         if "minLength" in part or "maxLength" in part:
             low, high = part.pop("minLength", 0), part.pop("maxLength", "")
-            part["pattern"] = rf'^[^"\\\x00-\x1f]{{{low},{high}}}$'
+            part["pattern"] = f"^[{_PLAIN}]{{{low},{high}}}$"
     return copy
 
 
