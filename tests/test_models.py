@@ -46,11 +46,17 @@ def collector() -> Iterator[Collector]:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def stack(starcoder_folder: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+@pytest.fixture(scope="module", params=["haproxy", pytest.param("plain", marks=pytest.mark.full)])
+def stack(
+    request: pytest.FixtureRequest,
+    starcoder_folder: Path,
+    collector: Collector,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Stack]:
     pair = {**tiny_model(starcoder_folder, tensor_parallel_size=2), "name": "pair"}
     settings = {
-        "models": [tiny_model(starcoder_folder), pair], "http": {"comment_after_s": 0.2}, "logs": "text",
+        "models": [tiny_model(starcoder_folder), pair], "logs": "text",
+        "http": {"comment_after_s": 0.2, "proxy": request.param},
         "tracing": {"endpoint": collector.endpoint, "sample_ratio": 0.0, "export_every_s": 0.2},
     }  # fmt: skip
     with Stack(settings, tmp_path_factory.mktemp("cache")) as started:
@@ -256,6 +262,7 @@ def test_a_trace_goes_from_the_client_through_router_queue_and_engine(
 ) -> None:
     trace, parent, canary = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "canary-4711"
     body = {"model": "pair", "prompt": canary, "max_tokens": 4}
+    collector.spans.clear()
     client.post("/v1/completions", json=body, headers={"traceparent": f"00-{trace}-{parent}-01"})
     client.post("/v1/completions", json=body)  # sampled out
     deadline = time.monotonic() + 20
