@@ -223,25 +223,26 @@ def test_the_sdk_finds_nothing_wrong_in_strict_validation(stack: Stack) -> None:
 
 
 def test_a_stream_that_waits_for_its_turn_is_kept_alive(stack: Stack, client: httpx.Client) -> None:
-    """Eight long answers fill the engine; the ninth waits, and says so."""
+    """Long answers fill the engine; the last one waits, and its stream says so."""
     body = {"model": "tiny", "prompt": "x", "max_tokens": LONG, "stream": True}
-    begun, leave = threading.Barrier(9), threading.Event()
+    begun, leave = threading.Semaphore(0), threading.Event()
 
     def hold() -> None:
         with stack.client() as other, other.stream("POST", "/v1/completions", json=body) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            begun.wait(30)
-            while not leave.is_set():
-                next(lines)
+            for line in answer.iter_lines():
+                if line.startswith("data: "):
+                    begun.release()
+                if leave.is_set():
+                    return
 
-    holders = [threading.Thread(target=hold) for _ in range(8)]
+    # Sixteen for eight places: when some are at work, eight wait before the next one.
+    holders = [threading.Thread(target=hold) for _ in range(16)]
     for holder in holders:
         holder.start()
-    begun.wait(30)
+    assert begun.acquire(timeout=30)
     said = ""
     try:
-        with stack.client() as ninth, ninth.stream("POST", "/v1/completions", json={**body, "max_tokens": 2}) as answer:
+        with stack.client() as last, last.stream("POST", "/v1/completions", json={**body, "max_tokens": 2}) as answer:
             for text in answer.iter_text():
                 said += text
                 leave.set()  # the comment is here, and a place is free
