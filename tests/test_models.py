@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -37,7 +36,6 @@ from tests.test_stack import ASKS, greedy_ids
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")
 beside_the_bare_engine = pytest.mark.asyncio(loop_scope="module")
 PROMPT = "def add(a, b):\n    return"
-LONG = 1900  # tokens of an answer that goes on for seconds
 
 
 @pytest.fixture(scope="module")
@@ -222,40 +220,37 @@ def test_the_sdk_finds_nothing_wrong_in_strict_validation(stack: Stack) -> None:
         assert {(e["loc"][-1], e["input"]) for e in wrong.value.__cause__.errors()} == {("finish_reason", None)}
 
 
-def test_a_stream_that_waits_for_its_turn_is_kept_alive(stack: Stack, client: httpx.Client) -> None:
-    """Long answers fill the engine; the last one waits, and its stream says so."""
-    body = {"model": "tiny", "prompt": "x", "max_tokens": LONG, "stream": True}
-    begun, leave = threading.Semaphore(0), threading.Event()
-
-    def hold() -> None:
-        with stack.client() as other, other.stream("POST", "/v1/completions", json=body) as answer:
-            for line in answer.iter_lines():
-                if line.startswith("data: "):
-                    begun.release()
-                if leave.is_set():
-                    return
-
-    # Sixteen for eight places: when some are at work, eight wait before the next one.
-    holders = [threading.Thread(target=hold) for _ in range(16)]
-    for holder in holders:
-        holder.start()
-    assert begun.acquire(timeout=30)
+def test_a_stream_whose_engine_is_silent_is_kept_alive(stack: Stack) -> None:
+    """The engines stand still until the stream has said that it waits."""
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 2, "stream": True}
+    engines = stack.named("VLLM::EngineCore")
     said = ""
     try:
-        with stack.client() as last, last.stream("POST", "/v1/completions", json={**body, "max_tokens": 2}) as answer:
+        for engine in engines:
+            engine.suspend()
+        with stack.client() as patient, patient.stream("POST", "/v1/completions", json=body) as answer:
             for text in answer.iter_text():
                 said += text
-                leave.set()  # the comment is here, and a place is free
+                for engine in engines:
+                    engine.resume()
     finally:
-        leave.set()
-        for holder in holders:
-            holder.join()
+        for engine in engines:
+            engine.resume()
     assert said.startswith(": waiting\n\n")
     assert said.endswith("data: [DONE]\n\n")
     reply = json.loads(said[said.index("{") : said.index("}\n") + 1])
-    queued = re.search(r"queue_s=([0-9.]+)", stack.line_of(reply["id"]))
-    assert queued
-    assert float(queued[1]) > 0.2
+    waited = re.search(r"ttft_s=([0-9.]+)", stack.line_of(reply["id"]))
+    assert waited
+    assert float(waited[1]) > 0.2
+
+
+@beside_the_bare_engine
+async def test_an_ask_that_waits_for_its_turn_tells_how_long(bare: VllmEngine) -> None:
+    """Nine at once for eight places."""
+    answers = await asyncio.gather(*(bare_answer(bare, [7], max_tokens=64, ignore_eos=True) for _ in range(9)))
+    waits = [event.start.queue_s for events in answers for event in events if event.start]
+    assert len(waits) == 9
+    assert max(waits) > 10 * sorted(waits)[4]
 
 
 def test_a_trace_goes_from_the_client_through_router_queue_and_engine(
