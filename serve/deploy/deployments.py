@@ -118,7 +118,7 @@ def application_of(settings: Settings, folders: Mapping[str, Path], keys: Path) 
 
 def _engine(model: Model, folder: Path, tracing: Tracing) -> Any:
     engine = model.engine
-    gpus = engine.tensor_parallel_size if engine.device == "gpu" else 0
+    gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size if engine.device == "gpu" else 0
     deployment: Any = ray_serve.deployment(
         name=f"engine-{model.name.replace('/', '--')}",
         num_replicas=engine.replicas,

@@ -6,6 +6,7 @@ vLLM is imported inside functions: importing it costs seconds, and the environme
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -17,6 +18,8 @@ from serve.engines import warm
 from serve.engines.outputs import OutputReader
 from serve.errors import BadRequest, EngineLost, EngineUnavailable
 from serve.settings import Model, SettingsError, did_you_mean
+from serve.starcoder import ARCHITECTURE, MODEL_CLASS, PLUGIN
+from serve.starcoder.worker import EXTENSION
 from serve.words import Event, Job, Sampling, Secret
 
 if TYPE_CHECKING:
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
 # Fields of AsyncEngineArgs that follow from other settings, or that would open a door.
 OWNED = {
     "model": "source", "tokenizer": "source", "served_model_name": "name", "max_model_len": "context_tokens",
-    "tensor_parallel_size": "engine.tensor_parallel_size", "dtype": "engine.dtype",
+    "tensor_parallel_size": "engine.tensor_parallel_size",
+    "pipeline_parallel_size": "engine.pipeline_parallel_size", "dtype": "engine.dtype",
     "max_num_seqs": "engine.max_num_seqs", "kv_cache_memory_bytes": "engine.kv_cache_gib",
     "gpu_memory_utilization": "engine.gpu_memory_utilization", "enforce_eager": "engine.enforce_eager",
     "load_format": "source (safetensors only)", "trust_remote_code": "nothing: remote code never runs",
@@ -57,7 +61,8 @@ def prepare_environment(model: Model) -> None:
     settings = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
                 "VLLM_ENGINE_READY_TIMEOUT_S": str(int(model.engine.start_timeout_s))}  # fmt: skip
     if model.engine.device == "cpu":
-        threads = max(1, int(model.engine.cores) // model.engine.tensor_parallel_size)
+        ranks = model.engine.tensor_parallel_size * model.engine.pipeline_parallel_size
+        threads = max(1, int(model.engine.cores) // ranks)
         settings |= {
             "VLLM_TARGET_DEVICE": "cpu",
             # Binding threads to cores makes two engines fight for core 0; the kernel spreads them better.
@@ -84,6 +89,7 @@ class VllmEngine:
         if model.engine.device == "cpu":
             warm.use_warm_processes()
         arguments = AsyncEngineArgs(**_arguments(model, folder))
+        self._architectures = json.loads((folder / "config.json").read_text()).get("architectures", [])
         self._llm: AsyncLLM = AsyncLLM.from_engine_args(arguments, stat_loggers=_stat_loggers(metrics_through_ray))
 
     @property
@@ -99,8 +105,20 @@ class VllmEngine:
         self._llm.shutdown()
         del self._llm  # its destructor fails when it runs at the interpreter's end
 
+    async def report(self) -> list[tuple[str, int]]:
+        """Of every rank: the class of its model as `module:name`, and the bytes of its weights."""
+        return [(str(name), int(size)) for name, size in await self._llm.collective_rpc("starserve_report")]
+
     async def warm_up(self) -> None:
-        """Compile what vLLM compiles at first use (sampling, log-probabilities), so that no client waits for it."""
+        """Check that a StarCoder is built by our plugin on every rank; RuntimeError where it is not.
+
+        Then compile what vLLM compiles at first use (sampling, log-probabilities), so that no client waits for it."""
+        built = {name for name, _ in await self.report()}
+        if ARCHITECTURE in self._architectures and built != {MODEL_CLASS}:
+            raise RuntimeError(
+                f"{ARCHITECTURE} was built by {', '.join(sorted(built))}, not by our plugin; let vLLM load {PLUGIN} "
+                "(is starserve installed, what is VLLM_PLUGINS?)"
+            )
         sampling = Sampling(max_tokens=2, temperature=1.0, top_p=0.9, seed=0, logprobs=1, prompt_logprobs=1)
         async with aclosing(self.generate(Job("warm-up", (0, 0), sampling, Secret("warm-up")))) as events:
             async for _ in events:
@@ -163,12 +181,14 @@ def _arguments(model: Model, folder: Path) -> dict[str, Any]:
         **engine.vllm,
         "model": str(folder), "load_format": "safetensors", "trust_remote_code": False,
         "served_model_name": model.name, "max_model_len": model.context_tokens, "dtype": engine.dtype,
-        "tensor_parallel_size": engine.tensor_parallel_size, "max_num_seqs": engine.max_num_seqs,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "pipeline_parallel_size": engine.pipeline_parallel_size, "max_num_seqs": engine.max_num_seqs,
         "enforce_eager": engine.enforce_eager, "enable_log_requests": False,
     }  # fmt: skip
     # Other backends skip keywords of a schema that they do not know; free whitespace lets a model write nothing else.
     arguments.setdefault("structured_outputs_config", {"backend": "xgrammar", "disable_any_whitespace": True})
-    if engine.tensor_parallel_size > 1:
+    arguments.setdefault("worker_extension_cls", EXTENSION)
+    if engine.tensor_parallel_size * engine.pipeline_parallel_size > 1:
         arguments.setdefault("distributed_executor_backend", "mp")
     if engine.kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * (1 << 30))
