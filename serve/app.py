@@ -46,5 +46,8 @@ def build(
 def _served(model: Model, folder: Path, engine: Engine) -> Served:
     vocabulary, templates = Vocabulary(folder), model.templates
     preamble = templates.prompt_file.read_text(encoding="utf-8") if templates.prompt_file else None
-    prompts = Prompts(templates.chat, templates.instruct, vocabulary.eos, vocabulary.template, preamble)
+    prompts = Prompts(
+        templates.chat, templates.instruct, vocabulary.eos, vocabulary.template, preamble,
+        vocabulary.control_tokens, model.control_tokens,
+    )  # fmt: skip
     return Served(model, vocabulary, prompts, engine)

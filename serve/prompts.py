@@ -11,14 +11,16 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from serve.errors import BadRequest
-from serve.words import Ask, Message
+from serve.fim import by_names, markers_of
+from serve.settings import ControlTokens
+from serve.words import Ask, Infill, Message, Rendered, Segment
 
 # Source of both: train.py of tatsu-lab/stanford_alpaca. No newline follows "### Response:".
 ALPACA_INPUT = (
@@ -37,22 +39,6 @@ ASSISTANT_PREAMBLE = (
 )
 
 
-class Segment(NamedTuple):
-    """`control`: the text is the name of one control token; otherwise it is encoded as plain text."""
-
-    text: str
-    control: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A prompt. `add_bos`: let the tokenizer put its own begin token first, as it does for plain text."""
-
-    segments: tuple[Segment, ...] = field(repr=False)
-    stops: tuple[str, ...] = ()
-    add_bos: bool = True
-
-
 @dataclass(frozen=True, slots=True)
 class ModelTemplate:
     """A model's own chat template (Jinja, from the prepared folder) and the names of its control tokens."""
@@ -66,16 +52,39 @@ class ModelTemplate:
 class Prompts:
     """Renders the asks of one model."""
 
-    def __init__(self, chat: str, instruct: str, eos: str, own: ModelTemplate | None, preamble: str | None) -> None:
-        """`chat` and `instruct` name templates; `eos` is the end token's text; `own` is needed for `model`."""
+    def __init__(
+        self,
+        chat: str,
+        instruct: str,
+        eos: str,
+        own: ModelTemplate | None,
+        preamble: str | None,
+        names: Sequence[str] = (),
+        in_raw: ControlTokens = "fim",
+    ) -> None:
+        """`chat` and `instruct` name templates; `eos` is the end token's text; `own` is needed for `model`.
+
+        `names` are the vocabulary's control tokens; `in_raw` says which of them a raw prompt may hold.
+        """
         if "model" in (chat, instruct) and own is None:
             raise ValueError("template `model`: the prepared model has no chat template")
         self._chat, self._instruct, self._eos, self._own = chat, instruct, eos, own
         self._preamble = ASSISTANT_PREAMBLE if preamble is None else preamble
+        self._names, self._in_raw, self._markers = names, in_raw, markers_of(names, eos)
 
     def raw(self, prompt: str) -> Rendered:
-        """A completion's text, as it is. Token-id prompts never come here."""
-        return Rendered((Segment(prompt),))
+        """A completion's text, as it is, unless an editor rendered it. Token-id prompts never come here."""
+        if self._in_raw == "all":
+            return Rendered(tuple(s for s in by_names(prompt, self._names) if s.text))
+        if self._in_raw == "fim" and self._markers and (infill := self._markers.taken_apart(prompt)):
+            return self.infill(infill)
+        return Rendered((Segment(prompt, cut="start"),))
+
+    def infill(self, infill: Infill) -> Rendered:
+        """Code around a cursor. BadRequest for a model that was not trained for it."""
+        if self._markers is None:
+            raise BadRequest("suffix: this model has no fill-in-the-middle tokens; send a prompt alone", "suffix")
+        return Rendered(self._markers.segments(infill), add_bos=False, stop_tokens=self._markers.ends)
 
     def render(self, ask: Ask) -> Rendered:
         """Text of an instruct or chat ask."""

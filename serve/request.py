@@ -18,11 +18,11 @@ from serve.prompts import Prompts
 from serve.settings import Model
 from serve.tokens import TokenizerPool, Vocabulary
 from serve.tracing import Traces
-from serve.words import Ask, Event, Job, Record, Sampling, Tenant
+from serve.words import Ask, Event, Job, Record, Rendered, Sampling, Tenant
 
 Observe = Callable[[Record], None]
 RAW_COMPLETION_TOKENS = 16  # OpenAI's default of the raw completion form
-_FIELD = {"completion": "prompt", "instruct": "instruction", "chat": "messages"}
+_FIELD = {"completion": "prompt", "fim": "prompt", "instruct": "instruction", "chat": "messages"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Corridor:
             # Limits: what these jobs may cost is held here, and settled in `finally` (tenancy issue).
             # Ledger: the row is opened here, before dispatch, and closed in `finally` (tenancy issue).
             # Fair turn: taken inside the engine replica, beside the engine that it feeds (tenancy issue).
-            prompts = ask.prompts or (None,)
+            prompts = ask.prompts or (None,) * len(jobs)
             streams = [await self._stream(ask, served, p, job) for p, job in zip(prompts, jobs, strict=True)]
             async with aclosing(together(streams, ask.sampling.n)) as events:
                 async for event in events:
@@ -91,27 +91,35 @@ class Corridor:
     ) -> list[Job]:
         """One job per prompt: what the client asked for, with the model's defaults and stops."""
         sampling, jobs = _with_defaults(ask.sampling, served), list[Job]()
-        for ids, stops in await self._prompts(ask, served):
+        for ids, rendered in await self._prompts(ask, served):
             if not ids:
                 raise BadRequest(f"{_FIELD[ask.form]} is empty", _FIELD[ask.form])
+            ends = tuple(served.vocabulary.id_of(name) for name in rendered.stop_tokens) if rendered else ()
             sampled = replace(
                 sampling,
-                stop=tuple(dict.fromkeys(sampling.stop + stops)),
+                stop=tuple(dict.fromkeys(sampling.stop + (rendered.stops if rendered else ()))),
+                stop_token_ids=tuple(dict.fromkeys(sampling.stop_token_ids + ends)),
                 max_tokens=_max_tokens(ask, len(ids), served.model.context_tokens),
             )
             jobs.append(Job(f"{request_id}-{len(jobs)}", ids, sampled, tenant.cache_salt, traceparent))
         return jobs
 
-    async def _prompts(self, ask: Ask, served: Served) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
-        """Token ids of each prompt, and the strings at which its template ends an answer."""
-        prompts: list[tuple[tuple[int, ...], tuple[str, ...]]] = []
-        for prompt in ask.prompts if ask.form == "completion" else ("",):
-            if isinstance(prompt, tuple):
-                _check_ids(prompt, served, "prompt")
-                prompts.append((prompt, ()))
+    async def _prompts(self, ask: Ask, served: Served) -> list[tuple[tuple[int, ...], Rendered | None]]:
+        """Token ids of each prompt, and what it was rendered to unless it came as ids."""
+        texts: list[Rendered | tuple[int, ...]] = [served.prompts.infill(infill) for infill in ask.infills]
+        if ask.form in ("chat", "instruct"):
+            texts = [served.prompts.render(ask)]
+        texts += [served.prompts.raw(p) if isinstance(p, str) else p for p in ask.prompts]
+        room = None
+        if ask.truncate:
+            room = served.model.context_tokens - (ask.sampling.max_tokens or RAW_COMPLETION_TOKENS)
+        prompts: list[tuple[tuple[int, ...], Rendered | None]] = []
+        for text in texts:
+            if isinstance(text, tuple):
+                _check_ids(text, served, "prompt")
+                prompts.append((text, None))
             else:
-                rendered = served.prompts.raw(prompt) if ask.form == "completion" else served.prompts.render(ask)
-                prompts.append((await self._tokenizers.run(served.vocabulary.encode, rendered), rendered.stops))
+                prompts.append((await self._tokenizers.run(served.vocabulary.encode, text, room), text))
         return prompts
 
     async def _stream(self, ask: Ask, served: Served, prompt: str | tuple[int, ...] | None, job: Job) -> Events:
@@ -160,7 +168,8 @@ def _max_tokens(ask: Ask, prompt: int, context: int) -> int:
             "for the answer", field,
         )  # fmt: skip
     if wanted is None:
-        return min(room, RAW_COMPLETION_TOKENS) if ask.form == "completion" else room
+        raw = ask.form == "completion" and not ask.as_much_as_fits
+        return min(room, RAW_COMPLETION_TOKENS) if raw else room
     if wanted > room:
         raise ContextOverflow(
             f"{field} has {prompt} tokens and max_tokens is {wanted}; together they exceed this model's context of "

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 ENVIRONMENT_PREFIX = "STARSERVE__"
 LONGEST_INSTANCE_FOLDER = 25  # characters
+ControlTokens = Literal["text", "fim", "all"]
 Template = Literal["alpaca", "model", "technical-assistant", "raw"]
 
 
@@ -49,7 +50,7 @@ class Router(_Frozen):
 class Caps(_Frozen):
     body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body, in bytes.")
     body_timeout_s: float = Field(30, gt=0, description="Seconds a client may take to send its body.")
-    stops: int = Field(4, ge=0, description="Most stop strings in one request.")
+    stops: int = Field(16, ge=0, description="Most stop strings in one request.")
     stop_characters: int = Field(256, ge=1, description="Longest stop string, in characters.")
     stop_token_ids: int = Field(64, ge=0, description="Most stop token ids in one request.")
     choices: int = Field(8, ge=1, description="Most answers per prompt (`n`).")
@@ -104,6 +105,7 @@ class Engine(_Frozen):
     device: Literal["cpu", "gpu"] = Field("gpu", description="What vLLM was built for.")
     replicas: int = Field(1, ge=1, description="Engines of this model; throughput comes from here.")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs (or CPU ranks) of one engine; buys latency.")
+    pipeline_parallel_size: int = Field(1, ge=1, description="Stages of GPUs, each with some of the layers; gpu only.")
     cores: float = Field(1, gt=0, description="CPU cores that Ray reserves for one engine.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Type of weights and KV cache.")
     max_num_seqs: int = Field(64, ge=1, description="Sequences that run at once in one engine.")
@@ -121,6 +123,9 @@ class Model(_Frozen):
     licence: str | None = Field(None, description="SPDX id, or the name, of the weights' licence.")
     licence_url: str | None = Field(None, description="Where that licence stands.")
     templates: Templates = Templates()
+    control_tokens: ControlTokens = Field(
+        "fim", description="What of a raw prompt becomes control tokens: nothing, an editor's FIM markers, or all."
+    )
     defaults: Defaults = Defaults()
     engine: Engine
 

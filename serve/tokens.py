@@ -18,7 +18,9 @@ from typing import Any, ParamSpec, TypeVar
 from tokenizers import Tokenizer, decoders
 from tokenizers.pre_tokenizers import ByteLevel
 
-from serve.prompts import ModelTemplate, Rendered
+from serve.fim import shares
+from serve.prompts import ModelTemplate
+from serve.words import Rendered
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,24 +36,43 @@ class Vocabulary:
         self.size: int = json.loads((folder / "config.json").read_text())["vocab_size"]
         described: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text())
         self.eos = _token_text(described.get("eos_token"))
-        self._control = tuple(t.content for t in self._plain.get_added_tokens_decoder().values() if t.special)
+        self.control_tokens = tuple(t.content for t in self._plain.get_added_tokens_decoder().values() if t.special)
         self._byte_of, self._spelled = _byte_level(self._plain), dict[int, bytes]()
         jinja = folder / "chat_template.jinja"
         source = jinja.read_text() if jinja.exists() else described.get("chat_template")
         self.template = None
         if isinstance(source, str):
-            self.template = ModelTemplate(source, self._control, _token_text(described.get("bos_token")), self.eos)
+            bos = _token_text(described.get("bos_token"))
+            self.template = ModelTemplate(source, self.control_tokens, bos, self.eos)
 
-    def encode(self, prompt: Rendered) -> tuple[int, ...]:
-        ids: list[int] = []
-        for place, segment in enumerate(prompt.segments):
-            if segment.control:
-                control = self._plain.token_to_id(segment.text)
-                assert control is not None, "a template placed a control token that the vocabulary lacks"
-                ids.append(control)
-            else:
-                ids += self._plain.encode(segment.text, add_special_tokens=prompt.add_bos and place == 0).ids
-        return tuple(ids)
+    def encode(self, prompt: Rendered, room: int | None = None) -> tuple[int, ...]:
+        """Token ids; with `room`, texts that may be cut are cut until that many tokens are left, if that will do."""
+        pieces = [self._piece(prompt, place) for place in range(len(prompt.segments))]
+        if room is not None and (over := sum(map(len, pieces)) - room) > 0:
+            self._cut(prompt, pieces, over)
+        return tuple(i for piece in pieces for i in piece)
+
+    def _piece(self, prompt: Rendered, place: int) -> list[int]:
+        segment = prompt.segments[place]
+        if segment.control:
+            return [self.id_of(segment.text)]
+        return list(self._plain.encode(segment.text, add_special_tokens=prompt.add_bos and place == 0).ids)
+
+    def _cut(self, prompt: Rendered, pieces: list[list[int]], over: int) -> None:
+        """What is nearest to the cursor stays: the end of what stands before it, the start of what follows."""
+        cuts = {s.cut: place for place, s in enumerate(prompt.segments) if s.cut}
+        before, after = cuts.get("start"), cuts.get("end")
+        lengths = [0 if place is None else len(pieces[place]) for place in (before, after)]
+        kept_before, kept_after = shares(lengths[0], lengths[1], max(0, sum(lengths) - over))
+        if before is not None:
+            pieces[before] = pieces[before][lengths[0] - kept_before :]
+        if after is not None:
+            pieces[after] = pieces[after][:kept_after]
+
+    def id_of(self, control_token: str) -> int:
+        found = self._plain.token_to_id(control_token)
+        assert found is not None, "a template placed a control token that the vocabulary lacks"
+        return int(found)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a prompt that came as ids; control tokens show."""
@@ -68,7 +89,7 @@ class Vocabulary:
         name = self._plain.id_to_token(token_id)
         if name is None:  # the engine's vocabulary may be padded
             return b""
-        if self._byte_of and name not in self._control and all(c in self._byte_of for c in name):
+        if self._byte_of and name not in self.control_tokens and all(c in self._byte_of for c in name):
             return bytes(self._byte_of[c] for c in name)
         if byte := _BYTE_TOKEN.fullmatch(name):
             return bytes([int(byte[1], 16)])

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-Form = Literal["instruct", "completion", "chat"]
+Form = Literal["instruct", "completion", "chat", "fim"]
+FimOrder = Literal["psm", "spm"]
 Finish = Literal["stop", "length"]
 
 
@@ -77,6 +78,40 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Infill:
+    """Code before and after the cursor, and what is known of the file. `order`: prefix or suffix first."""
+
+    prefix: str = field(repr=False)
+    suffix: str = field(repr=False)
+    order: FimOrder = "psm"
+    head: str = field(default="", repr=False)  # what an editor put before the first marker
+    repository: str = field(default="", repr=False)
+    path: str = field(default="", repr=False)
+    stars: int | None = None
+
+
+class Segment(NamedTuple):
+    """A piece of a rendered prompt. `control`: the name of one control token; otherwise encoded as plain text.
+
+    `cut`: the end at which a text may be cut when the prompt is too long; "" is none.
+    """
+
+    text: str
+    control: bool = False
+    cut: Literal["", "start", "end"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt. `add_bos`: let the tokenizer put its own begin token first, as it does for plain text."""
+
+    segments: tuple[Segment, ...] = field(repr=False)
+    stops: tuple[str, ...] = ()
+    add_bos: bool = True
+    stop_tokens: tuple[str, ...] = ()  # names of control tokens that end the answer
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One request of a client, parsed and within the caps; nothing behind the wire checks its shape again."""
 
@@ -89,6 +124,9 @@ class Ask:
     return_token_ids: bool = False
     echo: bool = False  # completion: the prompt comes before the answer
     prompts: tuple[str | tuple[int, ...], ...] = field(default=(), repr=False)  # completion
+    infills: tuple[Infill, ...] = field(default=(), repr=False)  # completion with suffix, fim: instead of prompts
+    truncate: bool = False  # completion, fim: cut what is before and after the cursor until max_tokens fit
+    as_much_as_fits: bool = False  # completion: no max_tokens means all the room, not OpenAI's 16
     instruction: str = field(default="", repr=False)  # instruct
     input: str = field(default="", repr=False)  # instruct
     messages: tuple[Message, ...] = field(default=(), repr=False)  # chat

@@ -19,6 +19,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "/v1/instruct": {"instruction": "Sort."},
     "/v1/completions": {"prompt": "def f("},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Sort."}]},
+    "/v1/fim/completions": {"prompt": "def f(", "suffix": "return x"},
 }
 SETTINGS = {
     "models": [

@@ -20,6 +20,7 @@ _DOCUMENT = "_data/upstream/openai/official/openapi.yml"
 _WHOLE = {
     "/v1/completions": "CreateCompletionResponse", "/v1/instruct": "CreateCompletionResponse",
     "/v1/chat/completions": "CreateChatCompletionResponse", "/v1/models": "ListModelsResponse",
+    "/v1/fim/completions": "CreateChatCompletionResponse",  # Mistral's form has a chat's shape
 }  # fmt: skip
 
 
@@ -28,7 +29,7 @@ def assert_openai_shape(path: str, status: int, content_type: str, text: str) ->
     if status >= 400:
         _judge("ErrorResponse").validate(json.loads(text))
     elif content_type.startswith("text/event-stream"):
-        name = "CreateChatCompletionStreamResponse" if "chat" in path else "CreateCompletionResponse"
+        name = "CreateChatCompletionStreamResponse" if "chat" in path or "fim" in path else "CreateCompletionResponse"
         for event in (line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")):
             if event != "[DONE]":
                 body = json.loads(event)

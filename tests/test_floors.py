@@ -10,7 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
     {"words", "errors"},
-    {"settings", "prompts", "schemas"},
+    {"settings", "fim", "prompts", "schemas"},
+    {"starcoder"},
     {"tokens", "tenants", "weights", "logs", "tracing", "engines"},
     {"answers"},
     {"request"},
@@ -21,13 +22,14 @@ FLOORS = (
 )
 WITHIN = {"engines": ["base", "fake", "outputs", "warm", "vllm"],
           "weights": ["manifest", "wanted", "disk", "child", "package", "refusals", "hub", "pickles", "prepare"],
-          "wire": ["bodies", "fields", "parse", "logprobs", "openai", "sse", "docs", "api"],
+          "starcoder": ["__init__", "worker", "model"],
+          "wire": ["bodies", "fields", "sampling", "parse", "logprobs", "openai", "sse", "docs", "api"],
           "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
                      "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {
-    "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py"},
+    "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py", "starcoder"},
     "starlette": {"wire", "app.py"}, "fastapi": {"wire", "app.py"},
-    "torch": {"weights/pickles.py"}, "safetensors": {"weights/pickles.py"},
+    "torch": {"weights/pickles.py", "starcoder"}, "safetensors": {"weights/pickles.py"},
     "transformers": {"weights/package.py"}, "opentelemetry": {"tracing.py"},
     "huggingface_hub": {"weights/hub.py", "weights/refusals.py"}, "httpx2": {"weights/hub.py", "weights/refusals.py"},
 }  # fmt: skip

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from serve.errors import BadRequest
-from serve.prompts import ASSISTANT_PREAMBLE, Prompts, Rendered, Segment, alpaca
+from serve.prompts import ASSISTANT_PREAMBLE, Prompts, alpaca
 from serve.tokens import Vocabulary
-from serve.words import Ask, Message, Sampling
+from serve.words import Ask, Message, Rendered, Sampling, Segment
 from tests.conftest import CONTROL
 
 NO_INPUT = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serve.prompts import Rendered, Segment
 from serve.tokens import Vocabulary
+from serve.words import Rendered, Segment
 
 TEXT = "def f(x):\n\treturn 'é ß 漢字 🦊'  # <fim_prefix>\n"
 

@@ -39,8 +39,9 @@ _SMALL_BODY = 4096  # bytes
 _TOOLS_IGNORED = {"Warning": '299 starserve "tools were accepted and are never called"'}
 PATHS: dict[Form, str] = {
     "instruct": "/v1/instruct", "completion": "/v1/completions", "chat": "/v1/chat/completions",
+    "fim": "/v1/fim/completions",
 }  # fmt: skip
-_PREFIX: dict[Form, str] = {"instruct": "instruct", "completion": "cmpl", "chat": "chatcmpl"}
+_PREFIX: dict[Form, str] = {"instruct": "instruct", "completion": "cmpl", "chat": "chatcmpl", "fim": "fim"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
 
 
@@ -59,6 +60,8 @@ class Api:
             router.add_api_route(
                 path, call, methods=["POST"], name=form, summary=summary, openapi_extra=described(form)
             )
+        engines = "/v1/engines/{model_id:path}/completions"  # OpenAI's older address; Copilot's override sends there
+        router.add_api_route(engines, self._generation("completion"), methods=["POST"], include_in_schema=False)
         router.add_api_route("/v1/models", self.models, methods=["GET"], response_model=None)
         router.add_api_route("/v1/models/{model_id:path}", self.model, methods=["GET"], response_model=None)
         router.add_api_route("/health", self.health, methods=["GET"], response_model=None)
@@ -99,10 +102,10 @@ class Api:
         return generate
 
     async def _ask(self, form: Form, request: Request) -> Ask:
-        body = await _body(request, self._caps)
+        body, model = await _body(request, self._caps), request.path_params.get("model_id")
         if len(body) <= _SMALL_BODY:
-            return parse(form, body, self._caps)
-        return await self._pool.run(parse, form, body, self._caps)  # tens of milliseconds: not on the event loop
+            return parse(form, body, self._caps, model)
+        return await self._pool.run(parse, form, body, self._caps, model)  # tens of milliseconds: not on the event loop
 
     def tenant(self, request: Request) -> Tenant:
         given = request.headers.getlist("authorization")

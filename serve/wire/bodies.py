@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.words import Form
+from serve.words import FimOrder, Form
 
 TokenId = Annotated[int, Field(ge=0)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -70,6 +70,23 @@ class InstructBody(Sampled):
     response_format: ResponseFormat | None = Field(None, description="Text, any JSON object, or JSON of a schema.")
 
 
+class FimOptions(_Body):
+    """Of code around a cursor; ours."""
+
+    order: FimOrder | None = Field(None, description="psm: prefix first (default); spm: suffix first.")
+    repository: str | None = Field(None, max_length=256, description="Its name, as the model saw in training.")
+    path: str | None = Field(None, max_length=1024, description="Of the file, in the repository.")
+    stars: int | None = Field(None, ge=0, description="Of the repository; more stars, tidier code.")
+
+
+class OllamaOptions(_Body):
+    """Twinny's `openai-compatible` provider sends its sampling so."""
+
+    num_predict: int | None = Field(None, ge=-2, description="max_tokens; negative: all that fit.")
+    temperature: float | None = Field(None, ge=0, le=2)
+    stop: list[str] | None = None
+
+
 class CompletionBody(Sampled):
     """Raw: no template."""
 
@@ -79,7 +96,21 @@ class CompletionBody(Sampled):
     echo: bool | None = Field(None, description="Put the prompt before the answer; with logprobs, score it.")
     logprobs: int | None = Field(None, ge=0, description="Log-probabilities, with so many alternatives per token.")
     best_of: int | None = Field(None, ge=1, description="Only the same number as n.")
-    suffix: str | None = Field(None, description="Not served yet: only null or empty.")
+    suffix: str | None = Field(None, description="Code after the cursor: the answer fills in what is between.")
+    fim: FimOptions | None = Field(None, description="More about code around a cursor; only with suffix.")
+    truncate: bool | None = Field(None, description="Cut texts that are too long, farthest from the cursor first.")
+    options: OllamaOptions | None = Field(None, description="Ollama's place for sampling; Twinny sends it.")
+
+
+class FimBody(Sampled):
+    """Code around a cursor, as Mistral's API takes it: Continue and Tabby send this."""
+
+    prompt: str = Field(description="Code before the cursor.")
+    suffix: str | None = Field(None, description="Code after the cursor.")
+    fim: FimOptions | None = Field(None, description="More about the file.")
+    truncate: bool | None = Field(None, description="Cut texts that are too long, farthest from the cursor first.")
+    random_seed: int | None = Field(None, ge=0, lt=1 << 64, description="Mistral's name of seed.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="OpenAI's newer name of max_tokens.")
 
 
 class TextPart(_Body):
@@ -106,4 +137,6 @@ class ChatBody(Sampled):
     modalities: list[Literal["text"]] | None = Field(None, description="Text is all there is.")
 
 
-BODIES: Mapping[Form, type[Sampled]] = {"instruct": InstructBody, "completion": CompletionBody, "chat": ChatBody}
+BODIES: Mapping[Form, type[Sampled]] = {
+    "instruct": InstructBody, "completion": CompletionBody, "chat": ChatBody, "fim": FimBody,
+}  # fmt: skip

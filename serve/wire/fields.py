@@ -18,6 +18,9 @@ HARMLESS: Mapping[str, str] = {
     "prompt_cache_key": "OpenAI SDKs: a hint; prefixes are cached per tenant anyway",
     "prompt_cache_retention": "OpenAI SDKs: a hint on how long a prefix is cached",
     "parallel_tool_calls": "LangChain, agents: no tool is called, one by one or together",
+    "keep_alive": "Twinny: how long Ollama keeps a model loaded; here it always is",
+    "extra": "Copilot: language and indentation of the file; hints",
+    "nwo": "Copilot: the repository's name; a hint",
     "prediction": "OpenAI SDKs: a hint that may make an answer faster, never different",
 }
 

@@ -26,6 +26,11 @@ class Reply:
     _offsets: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))  # characters, per choice
     _so_far: Usage = field(default_factory=lambda: Usage(0, 0, 0))
 
+    @property
+    def _chats(self) -> bool:
+        """Whether the answer has the shape of a chat's; Mistral's fill-in-the-middle has, OpenAI's has not."""
+        return self.ask.form in ("chat", "fim")
+
     def whole(self, events: Sequence[Event]) -> Json:
         """`events`: one per choice, the last with the usage."""
         counted = events[-1].usage
@@ -33,7 +38,7 @@ class Reply:
         choices = []
         for event in events:
             choice: Json = {"index": event.choice, "finish_reason": event.finish, "logprobs": self._logprobs(event)}
-            if self.ask.form == "chat":
+            if self._chats:
                 choice["message"] = {"role": "assistant", "content": event.text, "refusal": None}
             else:
                 choice["text"] = event.text
@@ -42,7 +47,7 @@ class Reply:
 
     def first(self) -> list[Json]:
         """The chunks before all text: chat announces the role of each choice."""
-        if self.ask.form != "chat":
+        if not self._chats:
             return []
         delta = {"role": "assistant", "content": ""}
         indices = range(self.ask.sampling.n)
@@ -51,8 +56,9 @@ class Reply:
     def chunk(self, event: Event) -> Json:
         self._count(event)
         choice: Json = {"index": event.choice, "logprobs": self._logprobs(event), "finish_reason": event.finish}
-        if self.ask.form == "chat":
-            choice["delta"] = {"content": event.text} if event.text else {}
+        if self._chats:
+            # Tabby's reader of Mistral's form wants the content in each chunk.
+            choice["delta"] = {"content": event.text} if event.text or self.ask.form == "fim" else {}
         else:
             choice["text"] = event.text
         return self._chunk([self._with_ids(choice, event)])
@@ -63,7 +69,7 @@ class Reply:
     def _logprobs(self, event: Event) -> Json | None:
         if event.logprobs is None:
             return None
-        if self.ask.form == "chat":
+        if self._chats:
             return of_chat(event.logprobs, self.spell)
         shape, self._offsets[event.choice] = of_completion(event.logprobs, self.spell, self._offsets[event.choice])
         return shape
@@ -83,7 +89,7 @@ class Reply:
         return chunk
 
     def _head(self, chunk: bool) -> Json:
-        kind = "text_completion" if self.ask.form != "chat" else f"chat.completion{'.chunk' if chunk else ''}"
+        kind = "text_completion" if not self._chats else f"chat.completion{'.chunk' if chunk else ''}"
         return {"id": self.reply_id, "object": kind, "created": self.created, "model": self.ask.model}
 
     def _with_ids(self, choice: Json, event: Event) -> Json:

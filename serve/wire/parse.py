@@ -10,30 +10,44 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from serve import schemas
 from serve.errors import BadRequest, UnknownField
 from serve.settings import Caps, did_you_mean
-from serve.wire.bodies import BODIES, ChatBody, ChatMessage, CompletionBody, InstructBody, ResponseFormat, Sampled
+from serve.wire.bodies import (
+    BODIES,
+    ChatBody,
+    ChatMessage,
+    CompletionBody,
+    FimBody,
+    FimOptions,
+    InstructBody,
+    Sampled,
+)
 from serve.wire.fields import HARMLESS, REFUSED
-from serve.words import Ask, Form, Message, Sampling
+from serve.wire.sampling import at_most, sampling
+from serve.words import Ask, Form, Infill, Message
 
 
-def parse(form: Form, raw: bytes, caps: Caps) -> Ask:
-    """Raises BadRequest or UnknownField that names the field."""
-    body = _validated(form, _json(raw))
+def parse(form: Form, raw: bytes, caps: Caps, model: str | None = None) -> Ask:
+    """`model`: from the path, where that names it. Raises BadRequest or UnknownField that names the field."""
+    given = _json(raw)
+    if model is not None and given.setdefault("model", model) != model:
+        raise BadRequest("model: differs from the one in the path", "model")
+    body = _validated(form, given)
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options is only allowed when stream is true", "stream_options")
     options = body.stream_options
     common: dict[str, Any] = {
-        "form": form, "model": body.model, "sampling": _sampling(body, caps), "stream": bool(body.stream),
+        "form": form, "model": body.model, "sampling": sampling(body, caps), "stream": bool(body.stream),
         "include_usage": bool(options and options.include_usage),
         "continuous_usage": bool(options and options.continuous_usage_stats),
         "return_token_ids": bool(body.return_token_ids),
     }  # fmt: skip
     if isinstance(body, InstructBody):
         return Ask(**common, instruction=body.instruction, input=body.input or "")
+    if isinstance(body, FimBody):
+        return Ask(**common, infills=(_infill(body.prompt, body.suffix or "", body.fim),), truncate=bool(body.truncate))
     if isinstance(body, CompletionBody):
-        return Ask(**common, prompts=_prompts(body, caps), echo=bool(body.echo))
+        return _completion(body, common, caps)
     assert isinstance(body, ChatBody)
     return Ask(**common, messages=tuple(_message(m) for m in body.messages), tools_ignored=_tools_ignored(body))
 
@@ -102,89 +116,39 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-def _sampling(body: Sampled, caps: Caps) -> Sampling:
-    echo = isinstance(body, CompletionBody) and bool(body.echo)
-    logprobs = _logprobs(body, caps, echo)
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    _at_most(len(stop), caps.stops, "stop", "strings")
-    if any(not s or len(s) > caps.stop_characters for s in stop):
-        raise BadRequest(f"stop: each string has 1 to {caps.stop_characters} characters", "stop")
-    _at_most(len(body.stop_token_ids or ()), caps.stop_token_ids, "stop_token_ids", "tokens")
-    _at_most(body.n or 1, caps.choices, "n", "answers")
-    most = _max_tokens(body, echo)
-    if most is not None and (body.min_tokens or 0) > most:
-        raise BadRequest(f"min_tokens is {body.min_tokens}, more than max_tokens ({most})", "min_tokens")
-    if isinstance(body, CompletionBody) and body.best_of not in (None, body.n or 1):
-        raise BadRequest("best_of is only served when it equals n", "best_of")
-    return Sampling(
-        most, body.temperature, body.top_p, body.n or 1, body.seed, stop, tuple(body.stop_token_ids or ()),
-        bool(body.ignore_eos), body.min_tokens or 0, max(0, body.top_k or 0), body.min_p or 0.0,
-        body.presence_penalty or 0.0, body.frequency_penalty or 0.0,
-        1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        _logit_bias(body.logit_bias or {}, caps), body.skip_special_tokens is not False,
-        logprobs=logprobs, prompt_logprobs=logprobs if echo else None, json_schema=_json_schema(body, caps),
-    )  # fmt: skip
-
-
-def _at_most(given: int, cap: int, name: str, unit: str) -> None:
-    if given > cap:
-        raise BadRequest(f"{name}: at most {cap} {unit}, not {given}", name)
-
-
-def _max_tokens(body: Sampled, echo: bool) -> int | None:
-    newer = body.max_completion_tokens if isinstance(body, ChatBody) else None
-    if newer is not None and body.max_tokens not in (None, newer):
-        raise BadRequest("max_tokens and max_completion_tokens differ; send one", "max_completion_tokens")
-    if body.max_tokens == 0 and not echo:
-        raise BadRequest("max_tokens: must be at least 1 (0 is for scoring a prompt, with echo)", "max_tokens")
-    return body.max_tokens if newer is None else newer
-
-
-def _logprobs(body: Sampled, caps: Caps, echo: bool) -> int | None:
-    if isinstance(body, ChatBody):
-        if body.top_logprobs and not body.logprobs:
-            raise BadRequest("top_logprobs is only allowed when logprobs is true", "top_logprobs")
-        _at_most(body.top_logprobs or 0, caps.logprobs, "top_logprobs", "alternatives")
-        return body.top_logprobs or 0 if body.logprobs else None
-    assert isinstance(body, CompletionBody | InstructBody)
-    cap = caps.echo_logprobs if echo else caps.logprobs
-    _at_most(body.logprobs or 0, cap, "logprobs", "alternatives" + (" with echo" if echo else ""))
-    return body.logprobs
-
-
-def _logit_bias(given: dict[str, float], caps: Caps) -> tuple[tuple[int, float], ...]:
-    _at_most(len(given), caps.logit_bias, "logit_bias", "tokens")
-    if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in given):
-        raise BadRequest("logit_bias: each key is a token id in digits", "logit_bias")
-    if any(abs(bias) > 100 for bias in given.values()):
-        raise BadRequest("logit_bias: each value lies in -100…100", "logit_bias")
-    return tuple((int(key), bias) for key, bias in given.items())
-
-
-def _json_schema(body: Sampled, caps: Caps) -> str | None:
-    wanted: ResponseFormat | None = getattr(body, "response_format", None)
-    if wanted is None or wanted.type == "text":
-        return None
-    for name in ("ignore_eos", "min_tokens"):
-        if getattr(body, name):
-            raise BadRequest(f"{name}: not with response_format; such an answer ends where its JSON ends", name)
-    if wanted.type == "json_object":
-        return schemas.ANY_OBJECT
-    if wanted.json_schema is None or wanted.json_schema.json_schema is None:
-        raise BadRequest("response_format.json_schema.schema is required for json_schema", "response_format")
-    return schemas.checked(wanted.json_schema.json_schema, caps)
+def _completion(body: CompletionBody, common: dict[str, Any], caps: Caps) -> Ask:
+    unlimited = body.max_tokens is None and bool(body.options and (body.options.num_predict or 0) < 0)
+    common |= {"echo": bool(body.echo), "truncate": bool(body.truncate), "as_much_as_fits": unlimited}
+    prompts = _prompts(body, caps)
+    texts = [p for p in prompts if isinstance(p, str)]
+    if len(texts) < len(prompts) and (body.suffix or body.truncate):
+        field = "suffix" if body.suffix else "truncate"
+        raise BadRequest(f"{field}: prompt must be text, not token ids", field)
+    if body.echo and (body.suffix or body.truncate):
+        raise BadRequest("echo: not with suffix or truncate", "echo")
+    if not body.suffix:
+        if body.fim:
+            raise BadRequest("fim: only with suffix", "fim")
+        return Ask(**common, prompts=prompts)
+    return Ask(**common, infills=tuple(_infill(text, body.suffix, body.fim) for text in texts))
 
 
 def _prompts(body: CompletionBody, caps: Caps) -> tuple[str | tuple[int, ...], ...]:
-    if body.suffix:
-        raise BadRequest("suffix: fill-in-the-middle is not served yet; only null or empty", "suffix")
     given: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
     if given and isinstance(given[0], int):
         given = [given]
-    _at_most(len(given), caps.prompts, "prompt", "prompts")
-    if not given or not all(given):
+    at_most(len(given), caps.prompts, "prompt", "prompts")
+    # At the start of a file there is nothing before the cursor.
+    if not given or not (all(given) or body.suffix):
         raise BadRequest("prompt is empty", "prompt")
     return tuple(p if isinstance(p, str) else tuple(p) for p in given)
+
+
+def _infill(prefix: str, suffix: str, told: FimOptions | None) -> Infill:
+    told = told or FimOptions()
+    return Infill(
+        prefix, suffix, told.order or "psm", repository=told.repository or "", path=told.path or "", stars=told.stars
+    )
 
 
 def _message(message: ChatMessage) -> Message:
