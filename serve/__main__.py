@@ -52,6 +52,8 @@ def up(config: Config) -> None:
     _refuse(checks.setting_problems(settings, cache_folder()) + checks.machine_problems(settings, cache_folder()))
     _prepare_beside(config, settings)
     _refuse(checks.setting_problems(settings, cache_folder()))  # some are only seen in a prepared model
+    for problem in checks.adapter_problems(settings, cache_folder()):
+        say(f"not served: {problem}")
     made = make_development_keys(instance.keys, instance.development_key)
     status = run_up(config, settings, instance, say, lambda: _welcome(settings, instance, made))
     say("stopped; nothing is left running" if status == 0 else "stopped")
@@ -67,9 +69,11 @@ def check(configs: Annotated[list[Path], typer.Argument(help="One or more YAML f
     bad = False
     for config in configs:
         settings = _read(config)
-        problems = checks.setting_problems(settings, cache_folder()) + checks.machine_problems(settings, cache_folder())
+        cache = cache_folder()
+        problems = checks.setting_problems(settings, cache) + checks.adapter_problems(settings, cache)
+        problems += checks.machine_problems(settings, cache)
         cpu = [m for m in settings.models if m.engine.device == "cpu"]
-        gpus = sum(m.engine.replicas * m.engine.tensor_parallel_size for m in settings.models if m not in cpu)
+        gpus = sum(m.engine.replicas * m.engine.ranks for m in settings.models if m not in cpu)
         cores, memory = checks.cores_wanted(settings.models), checks.memory_wanted_gib(cpu, cache_folder())
         wanted = f"engines want {cores:g} cores, {memory:.1f} GiB of memory, {gpus} GPU(s)"
         console.print(f"{config}: {len(settings.models)} model(s); {wanted}", markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -32,7 +33,10 @@ def build(
 
     `observe` gets the record of each request; without one it is logged.
     """
-    served = {m.name: _served(m, folders[m.name], engine_of(m)) for m in settings.models}
+    served = dict[str, Served]()
+    for model in settings.models:
+        base = _served(model, folders[model.name], engine_of(model))
+        served |= {model.name: base, **{a.name: replace(base, adapter=a.name) for a in model.adapters}}
     pool = TokenizerPool(settings.router.tokenizer_threads)
     corridor = Corridor(served, pool, observe or logger(settings.logs), Traces(settings.tracing, "router"))
     app = FastAPI(title="starserve", description=DESCRIPTION, docs_url=None, redoc_url=None)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import psutil
 
-from serve.engines.vllm import check_arguments
+from serve.engines.arguments import check_arguments
 from serve.settings import Model, Settings, SettingsError
+from serve.starcoder import ARCHITECTURE, PLUGIN, plugin_is_allowed
+from serve.weights.adapters import checked
 from serve.weights.manifest import is_prepared, prepared_folder
 
 ENGINE_OVERHEAD_GIB = 2.0  # of one engine beyond weights and KV cache: Python, torch, activations
@@ -52,6 +54,18 @@ def setting_problems(settings: Settings, cache: Path) -> list[str]:
     return [problem for model in settings.models for problem in _model_problems(model, cache)]
 
 
+def adapter_problems(settings: Settings, cache: Path) -> list[str]:
+    """Adapters that do not fit their prepared model. The base and the other adapters are served all the same."""
+    problems = []
+    for model in settings.models:
+        for adapter in model.adapters if is_prepared(model, cache) else ():
+            try:
+                checked(adapter, prepared_folder(model, cache))
+            except SettingsError as e:
+                problems.append(f"models.{model.name}.adapters: {e}")
+    return problems
+
+
 def cores_wanted(models: Sequence[Model]) -> float:
     return sum(m.engine.cores * m.engine.replicas for m in models)
 
@@ -61,7 +75,7 @@ def memory_wanted_gib(models: Sequence[Model], cache: Path) -> float:
     total = STACK_GIB
     for model in models:
         weights = sum(f.stat().st_size for f in prepared_folder(model, cache).glob("*.safetensors")) / (1 << 30)
-        rank = (model.engine.kv_cache_gib or 0) * model.engine.tensor_parallel_size
+        rank = (model.engine.kv_cache_gib or 0) * model.engine.ranks
         total += model.engine.replicas * (weights + rank + ENGINE_OVERHEAD_GIB)
     return total
 
@@ -72,6 +86,8 @@ def _model_problems(model: Model, cache: Path) -> list[str]:
         problems.append(f"{where}.source.revision: required; name the commit (40 hex digits) that you have reviewed")
     if engine.device == "cpu" and engine.kv_cache_gib is None:
         problems.append(f"{where}.engine.kv_cache_gib: required on cpu; by default vLLM would claim nearly all memory")
+    if engine.device == "cpu" and engine.pipeline_parallel_size > 1:
+        problems.append(f"{where}.engine.pipeline_parallel_size: 1 on cpu; vLLM's CPU runner has no pipeline stages")
     if model.templates.prompt_file and not model.templates.prompt_file.is_file():
         problems.append(f"{where}.templates.prompt_file: there is no such file")
     if is_prepared(model, cache):
@@ -86,12 +102,16 @@ def _model_problems(model: Model, cache: Path) -> list[str]:
 
 
 def _shape_problems(model: Model, config: dict[str, object]) -> list[str]:
+    architectures = config.get("architectures")
     heads = config.get("num_attention_heads", config.get("n_head"))
     longest = config.get("max_position_embeddings", config.get("n_positions"))
     where, problems = f"models.{model.name}", []
     if isinstance(heads, int) and heads % model.engine.tensor_parallel_size:
         problems.append(f"{where}.engine.tensor_parallel_size: {model.engine.tensor_parallel_size} does not divide the "
                         f"model's {heads} attention heads")  # fmt: skip
+    if isinstance(architectures, list) and ARCHITECTURE in architectures and not plugin_is_allowed(os.environ):
+        problems.append(f"{where}: vLLM would build {ARCHITECTURE} with its own class, wrong with pipeline stages and "
+                        f"adapters; install starserve, and let VLLM_PLUGINS hold {PLUGIN}")  # fmt: skip
     if isinstance(longest, int) and model.context_tokens > longest:
         problems.append(f"{where}.context_tokens: {model.context_tokens} is more than the model's {longest} positions")
     return problems

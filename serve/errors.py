@@ -10,6 +10,7 @@ ServeError
 ├── MethodNotAllowed      405 method_not_allowed
 ├── BodyTooSlow           408 request_timeout
 ├── BodyTooLarge          413 body_too_large
+├── AdapterUnavailable    503 adapter_unavailable  its files did not pass the check at the engine's start
 ├── EngineUnavailable     503 engine_unavailable   before the first token: try again
 ├── EngineLost            503 engine_lost          the engine died while it answered
 └── InternalError         500 internal_error
@@ -78,6 +79,10 @@ class BodyTooSlow(ServeError):
 
 class BodyTooLarge(ServeError):
     status, type, code, outcome = 413, "invalid_request_error", "body_too_large", "refused"
+
+
+class AdapterUnavailable(ServeError):
+    status, code = 503, "adapter_unavailable"
 
 
 class EngineUnavailable(ServeError):

@@ -33,6 +33,7 @@ class Served:
     vocabulary: Vocabulary
     prompts: Prompts
     engine: Engine
+    adapter: str | None = None  # served under this name, on the engine of its base model
 
 
 class Corridor:
@@ -101,7 +102,7 @@ class Corridor:
                 stop_token_ids=tuple(dict.fromkeys(sampling.stop_token_ids + ends)),
                 max_tokens=_max_tokens(ask, len(ids), served.model.context_tokens),
             )
-            jobs.append(Job(f"{request_id}-{len(jobs)}", ids, sampled, tenant.cache_salt, traceparent))
+            jobs.append(Job(f"{request_id}-{len(jobs)}", ids, sampled, tenant.cache_salt, traceparent, served.adapter))
         return jobs
 
     async def _prompts(self, ask: Ask, served: Served) -> list[tuple[tuple[int, ...], Rendered | None]]:

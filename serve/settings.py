@@ -115,6 +115,19 @@ class Engine(_Frozen):
     start_timeout_s: float = Field(900, gt=0, description="Seconds an engine may take to load.")
     vllm: dict[str, Any] = Field(default_factory=dict, description="Any other AsyncEngineArgs field, by its own name.")
 
+    @property
+    def ranks(self) -> int:
+        """GPUs, or processes on cpu, of one engine."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+class Adapter(_Frozen):
+    """A LoRA adapter of a model, served under a name of its own."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.:/-]+$", description="What clients send as `model`.")
+    folder: Path = Field(description="A folder with adapter_config.json and adapter_model.safetensors, from PEFT.")
+    sha256: str | None = Field(None, description="Sum of adapter_model.safetensors; required, `check` tells it.")
+
 
 class Model(_Frozen):
     name: str = Field(min_length=1, pattern=r"^[\w.:/-]+$", description="What clients send as `model`.")
@@ -127,6 +140,7 @@ class Model(_Frozen):
         "fim", description="What of a raw prompt becomes control tokens: nothing, an editor's FIM markers, or all."
     )
     defaults: Defaults = Defaults()
+    adapters: tuple[Adapter, ...] = Field((), description="LoRA adapters, loaded by every engine of this model.")
     engine: Engine
 
 
@@ -144,9 +158,9 @@ class Settings(_Frozen):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Settings:
-        names = [m.name for m in self.models]
+        names = [m.name for m in self.models] + [a.name for m in self.models for a in m.adapters]
         if len(set(names)) != len(names):
-            raise ValueError("models: two entries have the same name")
+            raise ValueError("models: two entries, or their adapters, have the same name")
         return self
 
 
@@ -219,7 +233,7 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     here: type[BaseModel] = Settings
     rooms: dict[str, type[BaseModel]] = {
         "http": Http, "router": Router, "caps": Caps, "tracing": Tracing, "models": Model, "source": Source,
-        "templates": Templates, "defaults": Defaults, "engine": Engine,
+        "templates": Templates, "defaults": Defaults, "adapters": Adapter, "engine": Engine,
     }  # fmt: skip
     for part in location:
         here = rooms.get(str(part), here)

@@ -142,6 +142,7 @@ class Job:
     sampling: Sampling
     cache_salt: Secret = field(repr=False)
     traceparent: str | None = None  # W3C trace context of the request
+    adapter: str | None = None  # name of a LoRA adapter of the engine's model
 
 
 class TokenLogprob(NamedTuple):

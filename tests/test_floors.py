@@ -20,14 +20,15 @@ FLOORS = (
     {"deploy"},
     {"check", "__main__"},
 )
-WITHIN = {"engines": ["base", "fake", "outputs", "warm", "vllm"],
-          "weights": ["manifest", "wanted", "disk", "child", "package", "refusals", "hub", "pickles", "prepare"],
+WITHIN = {"engines": ["base", "fake", "outputs", "warm", "arguments", "vllm"],
+          "weights": ["adapters", "manifest", "wanted", "disk", "child", "package", "refusals", "hub", "pickles",
+                      "prepare"],
           "starcoder": ["__init__", "worker", "model"],
           "wire": ["bodies", "fields", "sampling", "parse", "logprobs", "openai", "sse", "docs", "api"],
           "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
                      "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {
-    "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py", "starcoder"},
+    "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py", "engines/arguments.py", "starcoder"},
     "starlette": {"wire", "app.py"}, "fastapi": {"wire", "app.py"},
     "torch": {"weights/pickles.py", "starcoder"}, "safetensors": {"weights/pickles.py"},
     "transformers": {"weights/package.py"}, "opentelemetry": {"tracing.py"},

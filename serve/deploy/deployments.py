@@ -21,9 +21,10 @@ from serve.deploy.metrics import RequestMetrics
 from serve.engines.vllm import VllmEngine
 from serve.errors import EngineLost, EngineUnavailable, ServeError
 from serve.logs import logger, write_line
-from serve.settings import Model, Settings, Tracing
+from serve.settings import Model, Settings, SettingsError, Tracing
 from serve.tenants import Tenants
 from serve.tracing import Traces
+from serve.weights.adapters import checked
 from serve.weights.manifest import verify
 from serve.words import Event, Job, Record
 
@@ -58,8 +59,9 @@ class EngineReplica:
         try:
             await asyncio.to_thread(verify, folder)
             self._traces = Traces(tracing, "engine")
-            self._engine = VllmEngine(model, folder, metrics_through_ray=True)
+            self._engine = VllmEngine(model, folder, metrics_through_ray=True, ranks=_ranks(model, folder))
             await self._engine.warm_up()
+            await self._engine.load_adapters()
         except Exception as e:
             # Serve keeps the reason to itself; this line is what the operator sees.
             write_line(f"{NOT_STARTED} {model.name}: {' '.join(str(e).split())}")
@@ -102,6 +104,17 @@ class EngineReplica:
         asyncio.get_running_loop().call_later(0.5, os._exit, 1)
 
 
+def _ranks(model: Model, folder: Path) -> dict[str, int]:
+    """Of the adapters that fit. One that does not is named in the log; the base and the others are served."""
+    ranks = dict[str, int]()
+    for adapter in model.adapters:
+        try:
+            ranks[adapter.name] = checked(adapter, folder)
+        except SettingsError as e:
+            write_line(f"not served: {model.name}: {e}")
+    return ranks
+
+
 def application_of(settings: Settings, folders: Mapping[str, Path], keys: Path) -> Any:
     """The Ray Serve application: a router bound to the engines."""
     engines = {f"engine_{i}": _engine(m, folders[m.name], settings.tracing) for i, m in enumerate(settings.models)}
@@ -118,7 +131,7 @@ def application_of(settings: Settings, folders: Mapping[str, Path], keys: Path) 
 
 def _engine(model: Model, folder: Path, tracing: Tracing) -> Any:
     engine = model.engine
-    gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size if engine.device == "gpu" else 0
+    gpus = engine.ranks if engine.device == "gpu" else 0
     deployment: Any = ray_serve.deployment(
         name=f"engine-{model.name.replace('/', '--')}",
         num_replicas=engine.replicas,

@@ -5,81 +5,34 @@ vLLM is imported inside functions: importing it costs seconds, and the environme
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.engines import warm
+from serve.engines.arguments import NO_ADAPTERS, engine_arguments, prepare_environment
 from serve.engines.outputs import OutputReader
-from serve.errors import BadRequest, EngineLost, EngineUnavailable
-from serve.settings import Model, SettingsError, did_you_mean
+from serve.errors import AdapterUnavailable, BadRequest, EngineLost, EngineUnavailable
+from serve.settings import Model
 from serve.starcoder import ARCHITECTURE, MODEL_CLASS, PLUGIN
-from serve.starcoder.worker import EXTENSION
 from serve.words import Event, Job, Sampling, Secret
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-# Fields of AsyncEngineArgs that follow from other settings, or that would open a door.
-OWNED = {
-    "model": "source", "tokenizer": "source", "served_model_name": "name", "max_model_len": "context_tokens",
-    "tensor_parallel_size": "engine.tensor_parallel_size",
-    "pipeline_parallel_size": "engine.pipeline_parallel_size", "dtype": "engine.dtype",
-    "max_num_seqs": "engine.max_num_seqs", "kv_cache_memory_bytes": "engine.kv_cache_gib",
-    "gpu_memory_utilization": "engine.gpu_memory_utilization", "enforce_eager": "engine.enforce_eager",
-    "load_format": "source (safetensors only)", "trust_remote_code": "nothing: remote code never runs",
-    "hf_token": "nothing: engines load prepared folders", "revision": "source.revision",
-    "enable_log_requests": "nothing: prompts are never logged",
-}  # fmt: skip
-
-
-def check_arguments(model: Model) -> None:
-    """Compare `engine.vllm` with vLLM's own class; raises SettingsError that names the field."""
-    if not model.engine.vllm:
-        if find_spec("vllm") is None:  # importing it costs seconds
-            raise ImportError("vllm")
-        return
-    prepare_environment(model)
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    known = sorted({f.name for f in dataclasses.fields(AsyncEngineArgs)} - OWNED.keys())
-    for name in model.engine.vllm:
-        where = f"models.{model.name}.engine.vllm.{name}"
-        if name in OWNED:
-            raise SettingsError(f"{where}: set by {OWNED[name]}, not here")
-        if name not in known:
-            raise SettingsError(f"{where}: vLLM has no such argument{did_you_mean(name, known)}")
-
-
-def prepare_environment(model: Model) -> None:
-    """What must stand in the environment before vLLM is imported."""
-    settings = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
-                "VLLM_ENGINE_READY_TIMEOUT_S": str(int(model.engine.start_timeout_s))}  # fmt: skip
-    if model.engine.device == "cpu":
-        ranks = model.engine.tensor_parallel_size * model.engine.pipeline_parallel_size
-        threads = max(1, int(model.engine.cores) // ranks)
-        settings |= {
-            "VLLM_TARGET_DEVICE": "cpu",
-            # Binding threads to cores makes two engines fight for core 0; the kernel spreads them better.
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(threads),
-        }
-        if model.engine.enforce_eager:
-            # Eager means eager: the first log-probabilities would otherwise stop the engine for some 20 s of compiling.
-            settings["TORCHDYNAMO_DISABLE"] = "1"
-    os.environ.update(settings)
-
 
 class VllmEngine:
     """One AsyncLLM. Construct it inside a running event loop."""
 
-    def __init__(self, model: Model, folder: Path, metrics_through_ray: bool = False) -> None:
-        """`metrics_through_ray`: vLLM's own metrics go to Ray's metrics port; only inside a Ray process."""
+    def __init__(
+        self, model: Model, folder: Path, metrics_through_ray: bool = False, ranks: Mapping[str, int] = NO_ADAPTERS
+    ) -> None:
+        """`metrics_through_ray`: vLLM's own metrics go to Ray's metrics port; only inside a Ray process.
+
+        `ranks`: those of the model's adapters that fit, by name, with their ranks; the others are not served.
+        """
         prepare_environment(model)
         if model.engine.device == "cpu":
             warm.begin_imports()
@@ -88,7 +41,8 @@ class VllmEngine:
 
         if model.engine.device == "cpu":
             warm.use_warm_processes()
-        arguments = AsyncEngineArgs(**_arguments(model, folder))
+        arguments = AsyncEngineArgs(**engine_arguments(model, folder, ranks))
+        self._adapters = {a.name: (place, a) for place, a in enumerate(model.adapters, 1) if a.name in ranks}
         self._architectures = json.loads((folder / "config.json").read_text()).get("architectures", [])
         self._llm: AsyncLLM = AsyncLLM.from_engine_args(arguments, stat_loggers=_stat_loggers(metrics_through_ray))
 
@@ -104,6 +58,22 @@ class VllmEngine:
     def stop(self) -> None:
         self._llm.shutdown()
         del self._llm  # its destructor fails when it runs at the interpreter's end
+
+    async def load_adapters(self) -> None:
+        """Load every adapter now, so that no client waits for it and a broken one is known at the start."""
+        for name in self._adapters:
+            await self._llm.add_lora(self._lora(name))
+
+    def _lora(self, name: str | None) -> Any:
+        """vLLM's own LoRARequest; None for the base model."""
+        if name is None:
+            return None
+        if name not in self._adapters:
+            raise AdapterUnavailable("this adapter could not be loaded; the server's log says why", "model")
+        from vllm.lora.request import LoRARequest
+
+        place, adapter = self._adapters[name]
+        return LoRARequest(name, place, str(adapter.folder))
 
     async def report(self) -> list[tuple[str, int]]:
         """Of every rank: the class of its model as `module:name`, and the bytes of its weights."""
@@ -131,7 +101,9 @@ class VllmEngine:
         prompt: Any = {"prompt_token_ids": list(job.prompt_ids), "cache_salt": job.cache_salt.reveal()}
         reader = OutputReader(job)
         try:
-            outputs = self._llm.generate(prompt, _parameters(job.sampling), job.job_id)
+            outputs = self._llm.generate(
+                prompt, _parameters(job.sampling), job.job_id, lora_request=self._lora(job.adapter)
+            )
             async with aclosing(outputs):
                 async for output in outputs:
                     for event in reader.events(output):
@@ -173,25 +145,3 @@ def _stat_loggers(metrics_through_ray: bool) -> Any:
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
     return [RayPrometheusStatLogger]
-
-
-def _arguments(model: Model, folder: Path) -> dict[str, Any]:
-    engine = model.engine
-    arguments: dict[str, Any] = {
-        **engine.vllm,
-        "model": str(folder), "load_format": "safetensors", "trust_remote_code": False,
-        "served_model_name": model.name, "max_model_len": model.context_tokens, "dtype": engine.dtype,
-        "tensor_parallel_size": engine.tensor_parallel_size,
-        "pipeline_parallel_size": engine.pipeline_parallel_size, "max_num_seqs": engine.max_num_seqs,
-        "enforce_eager": engine.enforce_eager, "enable_log_requests": False,
-    }  # fmt: skip
-    # Other backends skip keywords of a schema that they do not know; free whitespace lets a model write nothing else.
-    arguments.setdefault("structured_outputs_config", {"backend": "xgrammar", "disable_any_whitespace": True})
-    arguments.setdefault("worker_extension_cls", EXTENSION)
-    if engine.tensor_parallel_size * engine.pipeline_parallel_size > 1:
-        arguments.setdefault("distributed_executor_backend", "mp")
-    if engine.kv_cache_gib is not None:
-        arguments["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * (1 << 30))
-    if engine.device == "gpu":
-        arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
-    return arguments

@@ -116,19 +116,20 @@ class Api:
     async def models(self, request: Request) -> JSONResponse:
         """The models of this server."""
         self.tenant(request)
-        cards = [model_card(s.model, self._created) for s in self._corridor.served.values()]
+        cards = [model_card(s.model, self._created, s.adapter) for s in self._corridor.served.values()]
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request, model_id: str) -> JSONResponse:
         """One model: context length and templates."""
         self.tenant(request)
-        return JSONResponse(model_card(self._corridor.find(model_id).model, self._created))
+        served = self._corridor.find(model_id)
+        return JSONResponse(model_card(served.model, self._created, served.adapter))
 
     async def health(self) -> JSONResponse:
         """200 when a request sent now would be answered, for every model."""
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                await asyncio.gather(*(s.engine.check() for s in self._corridor.served.values()))
+                await asyncio.gather(*(s.engine.check() for s in self._corridor.served.values() if s.adapter is None))
         except (ServeError, TimeoutError):
             return JSONResponse({"status": "unavailable"}, 503, {"Retry-After": "5"})
         return JSONResponse({"status": "ok"})

@@ -105,9 +105,10 @@ def usage(counted: Usage) -> Json:
     }
 
 
-def model_card(model: Model, created: int) -> Json:
+def model_card(model: Model, created: int, adapter: str | None = None) -> Json:
     return {
-        "id": model.name, "object": "model", "created": created, "owned_by": "starserve",
+        "id": adapter or model.name, "parent": model.name if adapter else None,
+        "object": "model", "created": created, "owned_by": "starserve",
         "max_model_len": model.context_tokens, "licence": model.licence,
         "templates": {"chat": model.templates.chat, "instruct": model.templates.instruct, "completions": "raw"},
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 import warnings
 from collections.abc import AsyncIterator, Sequence
@@ -13,10 +14,12 @@ from typing import Any
 
 from serve.engines.vllm import VllmEngine
 from serve.settings import parse
+from serve.weights.adapters import checked
 from serve.words import Job, Sampling, Secret
 from tests.conftest import CONTEXT, write_tokenizer
 from tests.stack import tiny_model
 
+LAYERS = ("c_attn", "c_proj", "c_fc")
 TOKENS = 64  # of each greedy answer
 PROMPTS = tuple(tuple((37 * i + 11 * j) % 500 + 30 for j in range(3 + 5 * i)) for i in range(8))
 
@@ -75,18 +78,68 @@ def by_hugging_face(folder: Path, prompts: Sequence[Sequence[int]] = PROMPTS) ->
     return answers
 
 
+def write_adapter(base: Path, folder: Path, *, rank: int = 4, seed: int = 1, targets: Sequence[str] = LAYERS) -> Path:
+    """A LoRA adapter with random matrices as PEFT saves it in `folder`, and the merged model in `folder`/merged."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT: no hub here to look for the base model's vocabulary
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_" in name:
+                    weight.normal_(std=0.2)
+        model.save_pretrained(str(folder))
+        merged: Any = model.merge_and_unload()
+        merged.save_pretrained(folder / "merged")
+    return folder
+
+
+def adapter_settings(name: str, folder: Path) -> dict[str, str]:
+    return {"name": name, "folder": str(folder), "sha256": sum_of(folder)}
+
+
+def sum_of(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def shared_memory() -> set[Path]:
+    """What ranks on CPUs talk through; vLLM leaves it behind."""
+    return set(Path("/dev/shm").glob("vllm_dist_*"))
+
+
 @asynccontextmanager
-async def started(folder: Path, *, context_tokens: int = 512, **engine: Any) -> AsyncIterator[VllmEngine]:
-    """Our own engine in this process, on the model in `folder`."""
-    settings = parse({"models": [{**tiny_model(folder, **engine), "context_tokens": context_tokens}]})
+async def started(
+    folder: Path,
+    *,
+    context_tokens: int = 512,
+    adapters: Sequence[dict[str, str]] = (),
+    any_class: bool = False,
+    **engine: Any,
+) -> AsyncIterator[VllmEngine]:
+    """Our own engine in this process, on the model in `folder`. It leaves nothing in shared memory.
+
+    `any_class`: without the check that our class has built the model.
+    """
+    model = {**tiny_model(folder, **engine), "context_tokens": context_tokens, "adapters": list(adapters)}
+    settings = parse({"models": [model]}).models[0]
+    before = shared_memory()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's and torch's imports warn about themselves
-        built = VllmEngine(settings.models[0], folder)
+        built = VllmEngine(settings, folder, ranks={a.name: checked(a, folder) for a in settings.adapters})
     try:
-        await built.warm_up()
+        # Asking the ranks what they built is also where the CPU's pipeline stages are completed.
+        await (built.report() if any_class else built.warm_up())
+        await built.load_adapters()
         yield built
     finally:
         built.stop()
+        for left in shared_memory() - before:  # in a stack the supervisor does this
+            left.unlink()
 
 
 async def greedy(engine: VllmEngine, prompts: Sequence[Sequence[int]] = PROMPTS, **job: Any) -> list[Answer]:
