@@ -29,6 +29,7 @@ from tests.collector import Collector
 from tests.door import FORMS
 from tests.openai_schema import assert_openai_shape
 from tests.stack import Stack, tiny_model
+from tests.starcoder.models import adapter_settings, by_hugging_face, write_adapter
 from tests.test_schemas import GOOD, HOSTILE
 from tests.test_stack import ASKS, greedy_ids
 
@@ -44,14 +45,22 @@ def collector() -> Iterator[Collector]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def adapter_folder(starcoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(starcoder_folder, tmp_path_factory.mktemp("adapter"))
+
+
 @pytest.fixture(scope="module", params=["haproxy", pytest.param("plain", marks=pytest.mark.full)])
 def stack(
     request: pytest.FixtureRequest,
     starcoder_folder: Path,
+    adapter_folder: Path,
     collector: Collector,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
     pair = {**tiny_model(starcoder_folder, tensor_parallel_size=2), "name": "pair"}
+    good = adapter_settings("pair-good", adapter_folder)
+    pair["adapters"] = [good, {**good, "name": "pair-bad", "sha256": "0" * 64}]
     settings = {
         "models": [tiny_model(starcoder_folder), pair], "logs": "text",
         "http": {"comment_after_s": 0.2, "proxy": request.param},
@@ -110,8 +119,9 @@ def test_greedy_ids_on_two_ranks_are_those_on_one_and_those_of_hugging_face(
 
 
 def test_the_models_are_listed_and_each_answers_under_its_own_name(client: httpx.Client, stack: Stack) -> None:
-    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny", "pair"]
-    for name in ("tiny", "pair"):
+    parents = {"tiny": None, "pair": None, "pair-good": "pair", "pair-bad": "pair"}
+    assert {card["id"]: card["parent"] for card in client.get("/v1/models").json()["data"]} == parents
+    for name in ("tiny", "pair", "pair-good"):
         assert client.get(f"/v1/models/{name}").json()["id"] == name
         answer = client.post("/v1/completions", json={"model": name, "prompt": "x"}).json()
         assert answer["model"] == name
@@ -206,7 +216,7 @@ def test_the_sdk_finds_nothing_wrong_in_strict_validation(stack: Stack) -> None:
         chat: dict[str, Any] = {"model": "tiny", "messages": messages, "max_tokens": 8, "n": 2, "logprobs": True,
                                 "top_logprobs": 3}  # fmt: skip
         raw: dict[str, Any] = {"model": "tiny", "prompt": ["x", "y"], "max_tokens": 8, "logprobs": 3}
-        assert len(sdk.models.list().data) == 2
+        assert len(sdk.models.list().data) == 4
         assert sdk.models.retrieve("tiny").id == "tiny"
         assert len(sdk.chat.completions.create(**chat).choices) == 2
         assert len(sdk.completions.create(**raw).choices) == 2
@@ -251,6 +261,26 @@ async def test_an_ask_that_waits_for_its_turn_tells_how_long(bare: VllmEngine) -
     waits = [event.start.queue_s for events in answers for event in events if event.start]
     assert len(waits) == 9
     assert max(waits) > 10 * sorted(waits)[4]
+
+
+def test_an_adapter_answers_as_its_merged_model_under_its_own_name(
+    client: httpx.Client, starcoder_folder: Path, adapter_folder: Path
+) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 64, "temperature": 0, "return_token_ids": True}
+    found = [client.post("/v1/completions", json={"model": m, **body}).json() for m in ("pair", "pair-good")]
+    prompts = [ids_of(starcoder_folder)]
+    wanted = [by_hugging_face(folder, prompts)[0] for folder in (starcoder_folder, adapter_folder / "merged")]
+    assert [answer["choices"][0]["token_ids"] for answer in found] == [list(answer.ids) for answer in wanted]
+    assert wanted[0].ids != wanted[1].ids
+
+
+def test_a_bad_adapter_is_named_and_leaves_its_base_alone(stack: Stack, client: httpx.Client) -> None:
+    answer = client.post("/v1/completions", json={"model": "pair-bad", "prompt": "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "adapter_unavailable")
+    assert client.post("/v1/completions", json={"model": "pair", "prompt": "x"}).status_code == 200
+    assert client.get("/health").status_code == 200
+    for told in (stack.said(), stack.logged()):
+        assert "adapter pair-bad: sha256" in told
 
 
 def test_a_trace_goes_from_the_client_through_router_queue_and_engine(
