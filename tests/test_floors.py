@@ -23,7 +23,7 @@ FLOORS = (
 WITHIN = {"engines": ["base", "fake", "outputs", "warm", "arguments", "vllm"],
           "weights": ["adapters", "manifest", "wanted", "disk", "child", "package", "refusals", "hub", "pickles",
                       "prepare"],
-          "starcoder": ["__init__", "worker", "model"],
+          "starcoder": ["__init__", "worker", "model", "rank"],
           "wire": ["bodies", "fields", "sampling", "parse", "logprobs", "openai", "sse", "docs", "api"],
           "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
                      "deployments", "local"]}  # fmt: skip
