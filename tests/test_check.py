@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from serve.__main__ import cli
 from tests.stack import tiny_model
+from tests.starcoder.models import sum_of, write_adapter
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -41,12 +42,52 @@ def test_the_flagship_asks_for_its_revision_by_name() -> None:
     [
         ({"kv_cache_gib": None}, "engine.kv_cache_gib: required on cpu"),
         ({"replicas": 4000}, "all engines together want 4000 cores"),
+        ({"pipeline_parallel_size": 2}, "engine.pipeline_parallel_size: 1 on cpu"),
     ],
 )
 def test_what_cannot_work_is_named(tmp_path: Path, engine: dict[str, Any], sentence: str) -> None:
     code, said = check(tmp_path, tiny_model(tmp_path, **engine))
     assert code == 1
     assert sentence in said
+
+
+@pytest.fixture
+def prepared(starcoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of the tiny StarCoder, which lies prepared in a cache of its own."""
+    monkeypatch.setenv("STARSERVE_CACHE", str(tmp_path / "cache"))
+    model = tiny_model(starcoder_folder)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"models": [model]}))
+    assert CliRunner().invoke(cli, ["model", "prepare", str(tmp_path / "c.yaml")]).exit_code == 0
+    return model
+
+
+def test_ranks_that_do_not_divide_the_heads_are_refused(prepared: dict[str, Any], tmp_path: Path) -> None:
+    code, said = check(tmp_path, {**prepared, "engine": {**prepared["engine"], "tensor_parallel_size": 3}})
+    assert code == 1
+    assert "engine.tensor_parallel_size: 3 does not divide the model's 4 attention heads" in said
+
+
+def test_a_starcoder_without_our_plugin_is_refused(
+    prepared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check(tmp_path, prepared)[0] == 0
+    monkeypatch.setenv("VLLM_PLUGINS", "somebody_elses")
+    code, said = check(tmp_path, prepared)
+    assert code == 1
+    assert "let VLLM_PLUGINS hold starserve_gpt_bigcode" in said
+
+
+def test_an_adapter_without_its_sum_is_named_with_it(
+    prepared: dict[str, Any], starcoder_folder: Path, tmp_path: Path
+) -> None:
+    folder = write_adapter(starcoder_folder, tmp_path / "adapter")
+    adapter = {"name": "mine", "folder": str(folder)}
+    code, said = check(tmp_path, {**prepared, "adapters": [adapter]})
+    assert code == 1
+    assert (
+        f"models.tiny.adapters: adapter mine: sha256: the sum of adapter_model.safetensors is {sum_of(folder)}" in said
+    )
+    assert check(tmp_path, {**prepared, "adapters": [{**adapter, "sha256": sum_of(folder)}]})[0] == 0
 
 
 def test_engine_arguments_are_compared_with_vllms_own(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 
 class Rank(NamedTuple):
-    """The first of `tensor_parallel_size` ranks, which are alike: the class that builds it, and its parameters' bytes."""
+    """The first of `tensor_parallel_size` ranks, all alike: the class that builds it, and the bytes of its weights."""
 
     tensor_parallel_size: int
     model_class: str
