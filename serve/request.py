@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from serve.answers import Events, echoed, together
 from serve.engines.base import Engine
@@ -33,6 +34,7 @@ class Served:
     vocabulary: Vocabulary
     prompts: Prompts
     engine: Engine
+    licence: Mapping[str, Any] = field(default_factory=dict)  # its texts as they came with the weights
     adapter: str | None = None  # served under this name, on the engine of its base model
 
 
@@ -91,6 +93,7 @@ class Corridor:
         self, ask: Ask, tenant: Tenant, served: Served, request_id: str, traceparent: str | None
     ) -> list[Job]:
         """One job per prompt: what the client asked for, with the model's defaults and stops."""
+        ask = _profiled(ask, served)
         sampling, jobs = _with_defaults(ask.sampling, served), list[Job]()
         for ids, rendered in await self._prompts(ask, served):
             if not ids:
@@ -143,6 +146,18 @@ def _note(record: Record, event: Event, now_s: float) -> None:
         record.outcome = "done"
 
 
+def _profiled(ask: Ask, served: Served) -> Ask:
+    """The ask, with its profile's sampling where the client sent none."""
+    if ask.profile is None:
+        return ask
+    profile = served.model.profiles.get(ask.profile)
+    if profile is None:
+        known = ", ".join(served.model.profiles) or "none"
+        raise BadRequest(f"profile: this model has no such profile; it has {known}", "profile")
+    open_fields = {k: v for k, v in profile.model_dump(exclude_none=True).items() if k not in ask.given}
+    return replace(ask, sampling=replace(ask.sampling, **open_fields))
+
+
 def _with_defaults(sampling: Sampling, served: Served) -> Sampling:
     defaults = served.model.defaults
     _check_ids((i for i, _ in sampling.logit_bias), served, "logit_bias")
@@ -171,6 +186,8 @@ def _max_tokens(ask: Ask, prompt: int, context: int) -> int:
     if wanted is None:
         raw = ask.form == "completion" and not ask.as_much_as_fits
         return min(room, RAW_COMPLETION_TOKENS) if raw else room
+    if wanted > room and "max_tokens" not in ask.given:
+        return room  # the profile's number, not the client's
     if wanted > room:
         raise ContextOverflow(
             f"{field} has {prompt} tokens and max_tokens is {wanted}; together they exceed this model's context of "

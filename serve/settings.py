@@ -101,6 +101,20 @@ class Defaults(_Frozen):
     top_p: float = Field(1.0, gt=0, le=1, description="Used when a request names none.")
 
 
+class Profile(_Frozen):
+    """Sampling by name: what a request that sends `profile` need not send. What it does send wins."""
+
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling.")
+    top_k: int | None = Field(None, ge=0, description="Only the k likeliest tokens; 0 is all.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Only tokens this likely, relative to the likeliest.")
+    max_tokens: int | None = Field(None, ge=1, description="Less where less is left.")
+    stop: tuple[str, ...] | None = Field(None, description="Strings that end the answer.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Against tokens of the answer so far.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, by how often they came.")
+    repetition_penalty: float | None = Field(None, gt=0, description="Above 1: against all tokens so far.")
+
+
 class Engine(_Frozen):
     device: Literal["cpu", "gpu"] = Field("gpu", description="What vLLM was built for.")
     replicas: int = Field(1, ge=1, description="Engines of this model; throughput comes from here.")
@@ -135,11 +149,13 @@ class Model(_Frozen):
     context_tokens: int = Field(ge=16, description="Prompt and answer together, in tokens.")
     licence: str | None = Field(None, description="SPDX id, or the name, of the weights' licence.")
     licence_url: str | None = Field(None, description="Where that licence stands.")
+    licence_summary: str | None = Field(None, description="What it asks of users, in the operator's own words.")
     templates: Templates = Templates()
     control_tokens: ControlTokens = Field(
         "fim", description="What of a raw prompt becomes control tokens: nothing, an editor's FIM markers, or all."
     )
     defaults: Defaults = Defaults()
+    profiles: dict[str, Profile] = Field({}, description="Sampling by name, such as instruct, complete, chat.")
     adapters: tuple[Adapter, ...] = Field((), description="LoRA adapters, loaded by every engine of this model.")
     engine: Engine
 
@@ -233,7 +249,7 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     here: type[BaseModel] = Settings
     rooms: dict[str, type[BaseModel]] = {
         "http": Http, "router": Router, "caps": Caps, "tracing": Tracing, "models": Model, "source": Source,
-        "templates": Templates, "defaults": Defaults, "adapters": Adapter, "engine": Engine,
+        "templates": Templates, "defaults": Defaults, "profiles": Profile, "adapters": Adapter, "engine": Engine,
     }  # fmt: skip
     for part in location:
         here = rooms.get(str(part), here)

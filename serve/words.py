@@ -130,6 +130,8 @@ class Ask:
     instruction: str = field(default="", repr=False)  # instruct
     input: str = field(default="", repr=False)  # instruct
     messages: tuple[Message, ...] = field(default=(), repr=False)  # chat
+    profile: str | None = None  # name of the model's sampling for what is not given
+    given: frozenset[str] = frozenset()  # names of the sampling fields that the client sent
     tools_ignored: bool = False  # chat: tools were offered; this server never calls one
 
 

@@ -36,6 +36,7 @@ from serve.words import Ask, Event, Form, Record, Tenant
 
 HEALTH_TIMEOUT_S = 2.0
 _SMALL_BODY = 4096  # bytes
+_MACHINE_GENERATED = {"X-Machine-Generated": "true"}  # some models' licences ask that this be made clear
 _TOOLS_IGNORED = {"Warning": '299 starserve "tools were accepted and are never called"'}
 PATHS: dict[Form, str] = {
     "instruct": "/v1/instruct", "completion": "/v1/completions", "chat": "/v1/chat/completions",
@@ -85,7 +86,7 @@ class Api:
             reply = Reply(ask, record.request_id, served.vocabulary.spell)
             traceparent = request.headers.get("traceparent")
             events = self._corridor.answer(ask, tenant, record, traceparent)
-            headers = _TOOLS_IGNORED if ask.tools_ignored else {}
+            headers = {**_MACHINE_GENERATED, **(_TOOLS_IGNORED if ask.tools_ignored else {})}
             if not ask.stream:
                 whole = asyncio.create_task(collect(events))
                 gone = await left_before(request, whole)
@@ -120,10 +121,11 @@ class Api:
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request, model_id: str) -> JSONResponse:
-        """One model: context length and templates."""
+        """One model: context length, templates, profiles, and its licence and model card as they came with it."""
         self.tenant(request)
         served = self._corridor.find(model_id)
-        return JSONResponse(model_card(served.model, self._created, served.adapter))
+        card = model_card(served.model, self._created, served.adapter)
+        return JSONResponse({**card, "licence_details": served.licence})
 
     async def health(self) -> JSONResponse:
         """200 when a request sent now would be answered, for every model."""

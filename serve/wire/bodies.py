@@ -28,6 +28,7 @@ class Sampled(_Body):
     """What every form takes."""
 
     model: str = Field(description="A name from GET /v1/models.")
+    profile: str | None = Field(None, max_length=64, description="A name of the model's sampling; GET /v1/models/{id}.")
     max_tokens: int | None = Field(None, ge=0, description="Most tokens of each answer; 0 only with echo.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling.")

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from serve.settings import Model
@@ -105,10 +106,22 @@ def usage(counted: Usage) -> Json:
     }
 
 
+def licence_of(model: Model, folder: Path) -> Json:
+    """What a prepared model says of itself: its licence and its card, as they came with the weights."""
+    texts = {"text": "LICENSE", "model_card": "README.md"}
+    found = {key: _text(folder / name) for key, name in texts.items()}
+    return {"id": model.licence, "url": model.licence_url, "summary": model.licence_summary, **found}
+
+
+def _text(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+
+
 def model_card(model: Model, created: int, adapter: str | None = None) -> Json:
     return {
         "id": adapter or model.name, "parent": model.name if adapter else None,
         "object": "model", "created": created, "owned_by": "starserve",
-        "max_model_len": model.context_tokens, "licence": model.licence,
+        "max_model_len": model.context_tokens, "licence": model.licence, "licence_url": model.licence_url,
+        "profiles": {name: profile.model_dump(exclude_none=True) for name, profile in model.profiles.items()},
         "templates": {"chat": model.templates.chat, "instruct": model.templates.instruct, "completions": "raw"},
     }  # fmt: skip

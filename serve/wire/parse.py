@@ -23,7 +23,7 @@ from serve.wire.bodies import (
     Sampled,
 )
 from serve.wire.fields import HARMLESS, REFUSED
-from serve.wire.sampling import at_most, sampling
+from serve.wire.sampling import at_most, given_names, sampling, with_options
 from serve.words import Ask, Form, Infill, Message
 
 
@@ -35,9 +35,10 @@ def parse(form: Form, raw: bytes, caps: Caps, model: str | None = None) -> Ask:
     body = _validated(form, given)
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options is only allowed when stream is true", "stream_options")
-    options = body.stream_options
+    options, asked = body.stream_options, with_options(body)
     common: dict[str, Any] = {
-        "form": form, "model": body.model, "sampling": sampling(body, caps), "stream": bool(body.stream),
+        "form": form, "model": body.model, "sampling": sampling(asked, caps), "stream": bool(body.stream),
+        "profile": body.profile, "given": given_names(asked),
         "include_usage": bool(options and options.include_usage),
         "continuous_usage": bool(options and options.continuous_usage_stats),
         "return_token_ids": bool(body.return_token_ids),

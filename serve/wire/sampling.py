@@ -10,7 +10,6 @@ from serve.words import Sampling
 
 
 def sampling(body: Sampled, caps: Caps) -> Sampling:
-    body = _with_options(body)
     echo = isinstance(body, CompletionBody) and bool(body.echo)
     logprobs = _logprobs(body, caps, echo)
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
@@ -34,7 +33,12 @@ def sampling(body: Sampled, caps: Caps) -> Sampling:
     )  # fmt: skip
 
 
-def _with_options(body: Sampled) -> Sampled:
+def given_names(body: Sampled) -> frozenset[str]:
+    """Names of the sampling fields that the client sent itself: no profile changes them."""
+    return frozenset("max_tokens" if name == "max_completion_tokens" else name for name in body.model_fields_set)
+
+
+def with_options(body: Sampled) -> Sampled:
     """Other APIs' names of the same things: Ollama's `options`, Mistral's `random_seed`."""
     if isinstance(body, FimBody) and body.random_seed is not None and body.seed is None:
         return body.model_copy(update={"seed": body.random_seed % (1 << 63)})
