@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from serve import check as checks
+from serve.bench.command import cli as bench_cli
 from serve.deploy.instance import Instance, port_is_busy
 from serve.deploy.local import up as run_up
 from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
@@ -27,6 +28,7 @@ cli = typer.Typer(
 )
 model_cli = typer.Typer(no_args_is_help=True, help="Prepare models for serving.")
 cli.add_typer(model_cli, name="model")
+cli.add_typer(bench_cli, name="bench")
 console = Console(highlight=False, soft_wrap=True)
 Config = Annotated[Path, typer.Argument(help="The deployment's YAML; without one, SmolLM2 on this CPU.",
                                         default_factory=embedded_config)]  # fmt: skip

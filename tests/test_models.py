@@ -11,7 +11,6 @@ import re
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,18 @@ from pydantic import ValidationError
 
 from serve.engines.vllm import VllmEngine
 from serve.settings import parse
-from serve.words import Event, Job, Sampling, Secret, TokenLogprob
+from serve.words import TokenLogprob
 from tests.collector import Collector
 from tests.door import FORMS
 from tests.openai_schema import assert_openai_shape
 from tests.stack import Stack, tiny_model
-from tests.starcoder.models import adapter_settings, by_hugging_face, write_adapter
+from tests.starcoder.models import PROMPT, adapter_settings, bare_answer, by_hugging_face, ids_of, write_adapter
 from tests.test_schemas import GOOD, HOSTILE
 from tests.test_stack import ASKS, greedy_ids
 
 # vLLM leaves ZeroMQ's contexts to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")
 beside_the_bare_engine = pytest.mark.asyncio(loop_scope="module")
-PROMPT = "def add(a, b):\n    return"
 
 
 @pytest.fixture(scope="module")
@@ -90,22 +88,9 @@ async def bare(starcoder_folder: Path) -> AsyncIterator[VllmEngine]:
     engine.stop()
 
 
-async def bare_answer(engine: VllmEngine, ids: list[int], **sampling: Any) -> list[Event]:
-    asked = Sampling(**{"temperature": 1.0, "top_p": 1.0, "max_tokens": 24, **sampling})
-    job = Job(f"job-{time.monotonic_ns()}", tuple(ids), asked, Secret("salt"))
-    async with aclosing(engine.generate(job)) as events:
-        return [event async for event in events]
-
-
 async def choices(client: httpx.Client, body: dict[str, Any]) -> list[Any]:
     answer = await asyncio.to_thread(client.post, "/v1/completions", json=body)
     return list(answer.json()["choices"])
-
-
-def ids_of(folder: Path, text: str = PROMPT) -> list[int]:
-    from transformers import AutoTokenizer
-
-    return [int(i) for i in AutoTokenizer.from_pretrained(folder)(text).input_ids]
 
 
 @pytest.mark.parametrize("form", ASKS)

@@ -22,7 +22,15 @@ def block(language: str, holding: str) -> str:
 
 
 def test_the_example_configuration_is_valid() -> None:
-    assert parse(yaml.safe_load(block("yaml", "models:"))).models[0].engine.cores == 2
+    assert parse(yaml.safe_load(block("yaml", "name: mine"))).models[0].engine.cores == 2
+
+
+def test_the_example_of_profiles_and_adapters_is_valid() -> None:
+    (model,) = yaml.safe_load(block("yaml", "profiles:"))["models"]
+    whole = {**model, "source": {"folder": "/"}, "context_tokens": 512, "engine": {}}
+    found = parse({"models": [whole]}).models[0]
+    assert found.profiles["complete"].max_tokens == 60
+    assert found.adapters[0].name == "starcoder-sql"
 
 
 def test_the_file_tree_is_the_tree() -> None:

@@ -68,7 +68,8 @@ def prepare_environment(model: Model) -> None:
     os.environ.update(settings)
 
 
-def engine_arguments(model: Model, folder: Path, ranks: Mapping[str, int]) -> dict[str, Any]:
+def engine_arguments(model: Model, folder: Path, ranks: Mapping[str, int], dummy: bool) -> dict[str, Any]:
+    """`dummy`: random weights, and no tokenizer; the folder holds a config.json alone."""
     engine = model.engine
     arguments: dict[str, Any] = {
         **engine.vllm,
@@ -93,6 +94,8 @@ def engine_arguments(model: Model, folder: Path, ranks: Mapping[str, int]) -> di
         arguments["max_cpu_loras"] = max(len(ranks), arguments["max_loras"])
     if engine.kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * (1 << 30))
+    if dummy:
+        arguments |= {"load_format": "dummy", "skip_tokenizer_init": True}
     if engine.device == "gpu":
         arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
     return arguments

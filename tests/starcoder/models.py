@@ -15,11 +15,12 @@ from typing import Any
 from serve.engines.vllm import VllmEngine
 from serve.settings import parse
 from serve.weights.adapters import checked
-from serve.words import Job, Sampling, Secret
+from serve.words import Event, Job, Sampling, Secret
 from tests.conftest import CONTEXT, write_tokenizer
 from tests.stack import tiny_model
 
 LAYERS = ("c_attn", "c_proj", "c_fc")
+PROMPT = "def add(a, b):\n    return"
 TOKENS = 64  # of each greedy answer
 PROMPTS = tuple(tuple((37 * i + 11 * j) % 500 + 30 for j in range(3 + 5 * i)) for i in range(8))
 
@@ -132,14 +133,26 @@ async def started(
         warnings.simplefilter("ignore")  # vLLM's and torch's imports warn about themselves
         built = VllmEngine(settings, folder, ranks={a.name: checked(a, folder) for a in settings.adapters})
     try:
-        # Asking the ranks what they built is also where the CPU's pipeline stages are completed.
-        await (built.report() if any_class else built.warm_up())
+        await built.warm_up(any_class)
         await built.load_adapters()
         yield built
     finally:
         built.stop()
         for left in shared_memory() - before:  # in a stack the supervisor does this
             left.unlink()
+
+
+def ids_of(folder: Path, text: str = PROMPT) -> list[int]:
+    from transformers import AutoTokenizer
+
+    return [int(i) for i in AutoTokenizer.from_pretrained(folder)(text).input_ids]
+
+
+async def bare_answer(engine: VllmEngine, ids: list[int], **sampling: Any) -> list[Event]:
+    asked = Sampling(**{"temperature": 1.0, "top_p": 1.0, "max_tokens": 24, **sampling})
+    job = Job(f"job-{time.monotonic_ns()}", tuple(ids), asked, Secret("salt"))
+    async with aclosing(engine.generate(job)) as events:
+        return [event async for event in events]
 
 
 async def greedy(engine: VllmEngine, prompts: Sequence[Sequence[int]] = PROMPTS, **job: Any) -> list[Answer]:
