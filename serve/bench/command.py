@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -76,7 +77,7 @@ def model(
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"starserve: {e}", markup=False)
         raise typer.Exit(1) from None
     head, *rows = table(report)
-    printed = Table(*head)
+    printed = Table(*(title.replace(" ", "\n", 1) for title in head), box=SIMPLE)
     for row in rows:
         printed.add_row(*row)
     console.print(printed)

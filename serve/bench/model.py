@@ -52,7 +52,7 @@ def run(task: Task, say: Say) -> dict[str, Any]:
 def _of_class(name: str, task: Task, shape: Shape, machine: Machine, say: Say) -> dict[str, Any]:
     say(f"{name}: starting an engine")
     lines = _lines(name, task)
-    built: dict[str, Any] = json.loads(next(lines, "null"))
+    built: dict[str, Any] = json.loads(next(lines))
     say(f"{name}: {built['class']} after {built['start_s']:.0f} s")
     ranks, points = task.engine.get("tensor_parallel_size", 1), []
     for line in lines:
@@ -70,11 +70,13 @@ def _lines(name: str, task: Task) -> Iterator[str]:
     config = SHAPES[task.shape]
     context = min(config["n_positions"], max(task.prompts) + task.output + 16)
     wanted = {**asdict(task), "shape": config, "any_class": name != "plugin", "context_tokens": context}
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
             [sys.executable, "-m", "serve.bench.engine_run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=errors, text=True, env={**os.environ, **CLASSES[name]},
-        )  # fmt: skip
+        ) as process,
+    ):  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(wanted))
