@@ -47,10 +47,8 @@ async def measure(task: Mapping[str, Any]) -> None:
         engine = VllmEngine(parse({"models": [model]}).models[0], Path(folder), dummy=True)
         try:
             await engine.warm_up(any_class)
-            ranks = await engine.report()
-            built = {"class": ranks[0][0], "weight_bytes": [size for _, size in ranks],
-                     "start_s": time.monotonic() - began}  # fmt: skip
-            print(json.dumps(built), flush=True)
+            ready = time.monotonic() - began
+            print(json.dumps({"class": (await engine.report())[0], "start_s": ready}), flush=True)
             for prompt in task["prompts"]:
                 for batch in task["batches"]:
                     point = await _point(engine, config["vocab_size"], prompt, batch, task["output"], task["runs"])

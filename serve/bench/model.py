@@ -11,12 +11,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from serve.bench.engine_run import Point
 from serve.bench.machine import measured
 from serve.bench.shapes import SHAPES
 from serve.plan import Machine, Shape, output_tokens_s
+from serve.starcoder.rank import ranks as weights_of_ranks
 
 Say = Callable[[str], None]
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -54,7 +56,7 @@ def _of_class(name: str, task: Task, shape: Shape, machine: Machine, say: Say) -
     lines = _lines(name, task)
     built: dict[str, Any] = json.loads(next(lines))
     say(f"{name}: {built['class']} after {built['start_s']:.0f} s")
-    ranks, points = task.engine.get("tensor_parallel_size", 1), []
+    ranks, points = task.engine["tensor_parallel_size"], []
     for line in lines:
         point = Point(*json.loads(line))
         roof = output_tokens_s(shape, machine, point.prompt, point.output, point.batch, ranks)
@@ -62,7 +64,15 @@ def _of_class(name: str, task: Task, shape: Shape, machine: Machine, say: Say) -
         say(f"{name}: prompt {point.prompt}, batch {point.batch}: {point.output_tokens_s:.0f} tokens/s, "
             f"{percent:.0f} % of the roofline")  # fmt: skip
         points.append({**point._asdict(), "percent_of_roofline": percent})
-    return {**built, "points": points}
+    return {**built, "bfloat16_weight_bytes_per_rank": _weights_of_a_rank(name, task), "points": points}
+
+
+def _weights_of_a_rank(name: str, task: Task) -> int:
+    """Counted on the meta device: an engine on a CPU repacks its matrices, and then they are no parameters."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(SHAPES[task.shape]))
+        (rank,) = weights_of_ranks(Path(folder), [task.engine["tensor_parallel_size"]], CLASSES[name])
+    return rank.weight_bytes
 
 
 def _lines(name: str, task: Task) -> Iterator[str]:

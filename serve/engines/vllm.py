@@ -81,9 +81,9 @@ class VllmEngine:
         place, adapter = self._adapters[name]
         return LoRARequest(name, place, str(adapter.folder))
 
-    async def report(self) -> list[tuple[str, int]]:
-        """Of every rank: the class of its model as `module:name`, and the bytes of its weights."""
-        return [(str(name), int(size)) for name, size in await self._llm.collective_rpc("starserve_report")]
+    async def report(self) -> list[str]:
+        """Of every rank: the class of its model, as `module:name`."""
+        return [str(name) for name in await self._llm.collective_rpc("starserve_report")]
 
     async def warm_up(self, any_class: bool = False) -> None:
         """Check that a StarCoder is built by our plugin on every rank; RuntimeError where it is not.
@@ -91,7 +91,7 @@ class VllmEngine:
         `any_class` leaves that out, to compare with vLLM's own. Then compile what vLLM compiles at first use
         (sampling, log-probabilities), so that no client waits for it.
         """
-        built = {name for name, _ in await self.report()}
+        built = set(await self.report())
         if not any_class and ARCHITECTURE in self._architectures and built != {MODEL_CLASS}:
             raise RuntimeError(
                 f"{ARCHITECTURE} was built by {', '.join(sorted(built))}, not by our plugin; let vLLM load {PLUGIN} "

@@ -1,4 +1,4 @@
-"""Mixed into vLLM's workers: each rank tells what it has really built."""
+"""Mixed into vLLM's workers: each rank tells which class it has really built."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ class Report:
 
     model_runner: Any
 
-    def starserve_report(self) -> tuple[str, int]:
-        """The class of this rank's model, as `module:name`, and the bytes of its weights."""
-        model = self.model_runner.get_model()
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        return f"{type(model).__module__}:{type(model).__qualname__}", weights
+    def starserve_report(self) -> str:
+        """The class of this rank's model, as `module:name`."""
+        built = type(self.model_runner.get_model())
+        return f"{built.__module__}:{built.__qualname__}"

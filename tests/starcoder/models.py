@@ -120,6 +120,7 @@ async def started(
     context_tokens: int = 512,
     adapters: Sequence[dict[str, str]] = (),
     any_class: bool = False,
+    dummy: bool = False,
     **engine: Any,
 ) -> AsyncIterator[VllmEngine]:
     """Our own engine in this process, on the model in `folder`. It leaves nothing in shared memory.
@@ -131,7 +132,7 @@ async def started(
     before = shared_memory()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's and torch's imports warn about themselves
-        built = VllmEngine(settings, folder, ranks={a.name: checked(a, folder) for a in settings.adapters})
+        built = VllmEngine(settings, folder, ranks={a.name: checked(a, folder) for a in settings.adapters}, dummy=dummy)
     try:
         await built.warm_up(any_class)
         await built.load_adapters()

@@ -8,7 +8,7 @@ from serve.starcoder.worker import Report
 
 
 class Stage(Report):
-    def starserve_report(self) -> tuple[str, int]:
+    def starserve_report(self) -> str:
         self._give_room_for_hidden_states()
         return super().starserve_report()
 
