@@ -21,5 +21,6 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     "starcoderbase-7b": _shape(42, 4096, 32, 16384),
     "starcoderbase-3b": _shape(36, 2816, 22, 11264),
     "starcoderbase-1b": _shape(24, 2048, 16, 8192),
+    "small": _shape(8, 1024, 8, 8192, n_positions=2048),
     "tiny": _shape(4, 256, 8, 1024, n_positions=2048),
 }
