@@ -162,6 +162,11 @@ def _with_defaults(sampling: Sampling, served: Served) -> Sampling:
     defaults = served.model.defaults
     _check_ids((i for i, _ in sampling.logit_bias), served, "logit_bias")
     _check_ids(sampling.stop_token_ids, served, "stop_token_ids")
+    if served.model.engine.ngram_tokens is not None:
+        # vLLM 0.32 leaves both out when it guesses tokens, and says so in its log alone.
+        for name in ("min_p", "logit_bias"):
+            if getattr(sampling, name):
+                raise BadRequest(f"{name}: not served by this model, whose engine guesses tokens", name)
     temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
     if sampling.n > 1 and temperature == 0:
         raise BadRequest("n: at temperature 0 all answers are the same; send n 1, or a temperature above 0", "n")

@@ -126,6 +126,9 @@ class Engine(_Frozen):
     kv_cache_gib: float | None = Field(None, gt=0, description="KV cache per rank, GiB; required on cpu.")
     gpu_memory_utilization: float = Field(0.9, gt=0, lt=1, description="Share of each GPU that vLLM may take.")
     enforce_eager: bool = Field(False, description="Skip compilation: starts sooner, runs slower.")
+    ngram_tokens: int | None = Field(
+        None, ge=1, le=16, description="Guess so many tokens per step from n-grams so far."
+    )
     start_timeout_s: float = Field(900, gt=0, description="Seconds an engine may take to load.")
     vllm: dict[str, Any] = Field(default_factory=dict, description="Any other AsyncEngineArgs field, by its own name.")
 

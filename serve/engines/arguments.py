@@ -27,7 +27,8 @@ OWNED = {
     "gpu_memory_utilization": "engine.gpu_memory_utilization", "enforce_eager": "engine.enforce_eager",
     "load_format": "source (safetensors only)", "trust_remote_code": "nothing: remote code never runs",
     "hf_token": "nothing: engines load prepared folders", "revision": "source.revision",
-    "enable_lora": "adapters", "max_lora_rank": "adapters", "max_cpu_loras": "adapters", "lora_modules": "adapters",
+    "speculative_config": "engine.ngram_tokens", "enable_lora": "adapters",
+    "max_lora_rank": "adapters", "max_cpu_loras": "adapters", "lora_modules": "adapters",
     "enable_log_requests": "nothing: prompts are never logged",
 }  # fmt: skip
 
@@ -94,6 +95,9 @@ def engine_arguments(model: Model, folder: Path, ranks: Mapping[str, int], dummy
         arguments["max_cpu_loras"] = max(len(ranks), arguments["max_loras"])
     if engine.kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * (1 << 30))
+    if engine.ngram_tokens is not None:
+        guess = {"method": "ngram", "num_speculative_tokens": engine.ngram_tokens, "prompt_lookup_max": 4}
+        arguments["speculative_config"] = guess
     if dummy:
         arguments |= {"load_format": "dummy", "skip_tokenizer_init": True}
     if engine.device == "gpu":

@@ -27,6 +27,7 @@ def wanted(wide_folder: Path) -> list[Answer]:
         pytest.param({}, id="one rank", marks=pytest.mark.full),
         pytest.param(EAGER_2, id="two ranks"),
         pytest.param(STAGES_2, id="two stages"),
+        pytest.param({"ngram_tokens": 4}, id="guessed tokens", marks=pytest.mark.full),
         pytest.param({"pipeline_parallel_size": 3, "vllm": ON_CPU}, id="three stages", marks=pytest.mark.full),
     ],
 )

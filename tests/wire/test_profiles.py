@@ -74,6 +74,15 @@ async def test_the_docs_link_the_licence_of_each_model(door: Door) -> None:
     assert "(v1/models/tiny)" in head
 
 
+async def test_switches_that_guessing_would_ignore_are_refused(words_folder: Path, tmp_path: Path) -> None:
+    model: dict[str, Any] = {**SETTINGS["models"][0], "engine": {"device": "cpu", "ngram_tokens": 4}}
+    guessing = Door(words_folder, tmp_path, {"models": [model]})
+    for switch in ({"min_p": 0.1}, {"logit_bias": {"5": 1}}):
+        answer = await guessing.post("/v1/completions", **switch)
+        assert (answer.status_code, [answer.json()["error"]["param"]]) == (400, list(switch))
+    assert (await guessing.post("/v1/completions", top_p=0.5, min_p=0)).status_code == 200
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_every_answer_says_that_a_machine_made_it(door: Door, stream: bool) -> None:
     for path in FORMS:
