@@ -24,6 +24,7 @@ from serve.weights.manifest import prepared_folder
 STOP_WITHIN_S = 8.0  # given to an orderly end; then what is left is killed by its id
 RECORD_EVERY_S = 1.0
 TELL_EVERY_S = 10.0
+STARTING_RAY = "1/3 starting Ray"
 READY = "ready"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -36,6 +37,26 @@ def up(
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: signals.append(n))
+    for last_try in (False, True):
+        stage = _run(config, settings, instance, signals, say, on_ready)
+        if signals or last_try or stage != STARTING_RAY:
+            break
+        # Seen once in some twenty starts of two instances at a time: Ray's raylet dies within its first seconds.
+        say("Ray ended while it started; trying once more")
+    if not signals:
+        say(instance.reason())
+    return 0 if signals else 1
+
+
+def _run(
+    config: Path,
+    settings: Settings,
+    instance: Instance,
+    signals: list[int],
+    say: Callable[[str], None],
+    on_ready: Callable[[], None],
+) -> str:
+    """One life of the driver, and the end of all that it left. Returns the last stage that it reached."""
     with claim_ports(PRIVATE_PORTS) as claim:
         driver = _start_driver(config, settings, instance, claim.getsockname()[1] - PRIVATE_PORTS + 1)
         _watch(driver, signals, instance, say, on_ready)
@@ -44,11 +65,10 @@ def up(
             say("stopping; press Ctrl-C again to stop at once")
             _stop(driver, signals)
             instance.record()  # what was born while we waited
+        stage = instance.stage()
         end_below()
         instance.clean()
-    if not signals:
-        say(instance.reason())
-    return 0 if signals else 1
+    return stage
 
 
 def _start_driver(config: Path, settings: Settings, instance: Instance, low: int) -> subprocess.Popen[bytes]:
@@ -101,7 +121,7 @@ def drive(config: Path) -> None:
 
     from serve.deploy.deployments import application_of
 
-    instance.reach("1/3 starting Ray")
+    instance.reach(STARTING_RAY)
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda n, _: stop.append(n))
     cores = sum(m.engine.cores * m.engine.replicas for m in settings.models)
