@@ -65,10 +65,17 @@ class VllmEngine:
         self._llm.shutdown()
         del self._llm  # its destructor fails when it runs at the interpreter's end
 
-    async def load_adapters(self) -> None:
-        """Load every adapter now, so that no client waits for it and a broken one is known at the start."""
-        for name in self._adapters:
-            await self._llm.add_lora(self._lora(name))
+    async def load_adapters(self) -> list[str]:
+        """Load every adapter now, so that no client waits. Returns those that vLLM refuses; they are not served."""
+        refused = []
+        for name in list(self._adapters):
+            try:
+                await self._llm.add_lora(self._lora(name))
+            except Exception:
+                await self.check()  # a dead engine is more than a bad adapter
+                del self._adapters[name]
+                refused.append(name)
+        return refused
 
     def _lora(self, name: str | None) -> Any:
         """vLLM's own LoRARequest; None for the base model."""

@@ -54,8 +54,8 @@ def _rank(adapter: Adapter, base: Path) -> int:
         if matrix is None:
             raise SettingsError(f"{WEIGHTS}: {name[:100]} is no matrix of a LoRA adapter")
         wanted = known.get(f"{matrix['module']}.weight")
-        if wanted is None:
-            raise SettingsError(f"{WEIGHTS}: the base model has no layer {matrix['module'][:100]}")
+        if wanted is None or len(wanted) != 2:
+            raise SettingsError(f"{WEIGHTS}: the base model has no matrix {matrix['module'][:100]}")
         fits = [rank, wanted[1]] if matrix["half"] == "A" else [wanted[0], rank]
         if shape != fits:
             raise SettingsError(f"{WEIGHTS}: {name[:100]} has the shape {shape}; with rank {rank} it must be {fits}")

@@ -94,7 +94,8 @@ def renamed(old: str, new: str) -> Callable[[dict[str, Any]], None]:
         (without(f"{LAYER}.lora_B.weight"), "has only one of its two matrices"),
         (lambda tensors: tensors.clear(), "holds no matrix"),
         (renamed(f"{LAYER}.lora_A.weight", f"{LAYER}.weight"), "is no matrix of a LoRA adapter"),
-        (renamed(f"{LAYER}.lora_A.weight", f"{LAYER.replace('h.0', 'h.9')}.lora_A.weight"), "has no layer"),
+        (renamed(f"{LAYER}.lora_A.weight", f"{LAYER.replace('h.0', 'h.9')}.lora_A.weight"), "has no matrix"),
+        (renamed(f"{LAYER}.lora_A.weight", f"{LAYER.replace('attn.c_attn', 'ln_1')}.lora_A.weight"), "has no matrix"),
         (lambda t: t.update({f"{LAYER}.lora_A.weight": t[f"{LAYER}.lora_A.weight"][:, :5].clone()}), "has the shape"),
     ],
 )
