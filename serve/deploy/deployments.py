@@ -61,8 +61,8 @@ class EngineReplica:
             self._traces = Traces(tracing, "engine")
             self._engine = VllmEngine(model, folder, metrics_through_ray=True, ranks=_ranks(model, folder))
             await self._engine.warm_up()
-            for name in await self._engine.load_adapters():
-                write_line(f"not served: {model.name}: adapter {name}: vLLM refuses a layer that it adapts")
+            for name, reason in (await self._engine.load_adapters()).items():
+                write_line(f"not served: {model.name}: adapter {name}: vLLM refuses it: {reason}")
         except Exception as e:
             # Serve keeps the reason to itself; this line is what the operator sees.
             write_line(f"{NOT_STARTED} {model.name}: {' '.join(str(e).split())}")

@@ -65,16 +65,17 @@ class VllmEngine:
         self._llm.shutdown()
         del self._llm  # its destructor fails when it runs at the interpreter's end
 
-    async def load_adapters(self) -> list[str]:
-        """Load every adapter now, so that no client waits. Returns those that vLLM refuses; they are not served."""
-        refused = []
-        for name in list(self._adapters):
-            try:
-                await self._llm.add_lora(self._lora(name))
-            except Exception:
-                await self.check()  # a dead engine is more than a bad adapter
+    async def load_adapters(self) -> dict[str, str]:
+        """Load every adapter now, so that no client waits.
+
+        Returns those that vLLM refuses, by name, with its words; they are not served.
+        """
+        refused = dict[str, str]()
+        for name, (place, adapter) in list(self._adapters.items()):
+            told = await self._llm.collective_rpc("starserve_load_adapter", args=(name, place, str(adapter.folder)))
+            if reasons := [str(reason) for reason in told if reason]:
                 del self._adapters[name]
-                refused.append(name)
+                refused[name] = reasons[0]
         return refused
 
     def _lora(self, name: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""LoRA adapters on sharded ranks: each answers as its merged model does, all at once."""
+"""LoRA adapters on sharded ranks and on stages: each answers as its merged model does, all at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve.errors import AdapterUnavailable
+from tests.bad_adapters import write_refused_by_vllm
 from tests.starcoder.models import (
     PROMPTS,
     adapter_settings,
@@ -17,6 +18,7 @@ from tests.starcoder.models import (
     started,
     write_adapter,
 )
+from tests.starcoder.test_parity import STAGES_2
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")  # vLLM leaves ZeroMQ's
 
@@ -36,3 +38,18 @@ async def test_two_adapters_and_the_base_answer_at_once_each_as_its_merged_model
             await greedy(engine, PROMPTS[:1], adapter="nobody")
     for answers, wanted in zip(found, (base, merged["every"], merged["attention"]), strict=True):
         assert_same(answers, wanted)
+
+
+@pytest.mark.full
+async def test_an_adapter_and_the_base_answer_at_once_on_two_stages_each_as_its_merged_model(
+    wide_folder: Path, tmp_path: Path
+) -> None:
+    folder = write_adapter(wide_folder, tmp_path / "every")
+    base, merged = by_hugging_face(wide_folder), by_hugging_face(folder / "merged")
+    assert not {answer.ids for answer in base} & {answer.ids for answer in merged}
+    refused = write_refused_by_vllm(wide_folder, folder, tmp_path / "refused")
+    adapters = [refused, adapter_settings("every", folder)]  # what one stage has said must not be left for later
+    async with started(wide_folder, **STAGES_2, adapters=adapters, max_num_seqs=16) as engine:
+        of_base, of_adapter = await asyncio.gather(*(greedy(engine, adapter=name) for name in (None, "every")))
+    assert_same(of_base, base)
+    assert_same(of_adapter, merged)

@@ -13,7 +13,7 @@ from tests.starcoder.models import Answer, assert_same, by_hugging_face, greedy,
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")  # vLLM leaves ZeroMQ's
 ON_CPU = {"worker_extension_cls": "tests.starcoder.stages.Stage"}
 EAGER_2 = {"tensor_parallel_size": 2}
-STAGES_2 = {"pipeline_parallel_size": 2, "vllm": ON_CPU}
+STAGES_2: dict[str, Any] = {"pipeline_parallel_size": 2, "vllm": ON_CPU}
 
 
 @pytest.fixture(scope="module")
