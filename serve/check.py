@@ -9,9 +9,11 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from serve import eight_bits
 from serve.engines.arguments import check_arguments
 from serve.settings import Model, Settings, SettingsError
 from serve.starcoder import ARCHITECTURE, PLUGIN, plugin_is_allowed
@@ -37,6 +39,10 @@ def machine_problems(settings: Settings, cache: Path) -> list[str]:
     if cores > (os.cpu_count() or 1):
         problems.append(f"engine.cores: all engines together want {cores:g} cores, this machine has {os.cpu_count()}; "
                         "lower engine.cores or engine.replicas")  # fmt: skip
+    for model in cpu if not eight_bits.exact(eight_bits.CPUINFO.read_text()) else ():
+        if is_prepared(model, cache) and eight_bits.multiplies_them(_config(model, cache)):
+            problems.append(f"models.{model.name}: weights and activations are 8-bit integers, which this processor "
+                            "multiplies inexactly (no VNNI); the answers would be wrong")  # fmt: skip
     free = psutil.virtual_memory().available / (1 << 30)
     if cpu and memory > free:
         problems.append(f"memory: the engines and their routers want {memory:.1f} GiB, {free:.1f} GiB are free; "
@@ -91,7 +97,7 @@ def _model_problems(model: Model, cache: Path) -> list[str]:
     if model.templates.prompt_file and not model.templates.prompt_file.is_file():
         problems.append(f"{where}.templates.prompt_file: there is no such file")
     if is_prepared(model, cache):
-        problems += _shape_problems(model, json.loads((prepared_folder(model, cache) / "config.json").read_text()))
+        problems += _shape_problems(model, _config(model, cache))
     try:
         check_arguments(model)
     except SettingsError as e:
@@ -99,6 +105,11 @@ def _model_problems(model: Model, cache: Path) -> list[str]:
     except ImportError:
         problems.append(f"{where}.engine.device: vLLM is not installed; install starserve[{engine.device}]")
     return problems
+
+
+def _config(model: Model, cache: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((prepared_folder(model, cache) / "config.json").read_text())
+    return found
 
 
 def _shape_problems(model: Model, config: dict[str, object]) -> list[str]:

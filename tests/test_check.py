@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from serve import eight_bits
 from serve.__main__ import cli
 from tests.stack import tiny_model
 from tests.starcoder.models import sum_of, write_adapter
+from tests.starcoder.quantized import CONFIG as W8A8
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -116,3 +119,22 @@ def test_every_command_teaches(command: list[str]) -> None:
     done = CliRunner().invoke(cli, [*command, "--help"])
     assert done.exit_code == 0
     assert len(re.sub(r"\s+", " ", done.output)) > 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [("avx2 avx512_vnni", True), ("avx avx_vnni", True), ("avx512f amx_int8", True), ("avx2", False)],
+)
+def test_processors_that_multiply_8_bit_integers_exactly_are_known_by_their_flags(flags: str, wanted: bool) -> None:
+    assert eight_bits.exact(f"processor\t: 0\nflags\t\t: fpu {flags} sse\n") is wanted
+
+
+def test_8_bit_activations_are_refused_where_the_processor_is_inexact(
+    prepared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (config,) = (tmp_path / "cache").glob("models/*/config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": W8A8}))
+    for flags, refused in (("avx2", True), ("avx2 avx512_vnni", False)):
+        monkeypatch.setattr(eight_bits, "CPUINFO", tmp_path / "cpuinfo")
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        assert ("multiplies inexactly (no VNNI)" in check(tmp_path, prepared)[1]) is refused

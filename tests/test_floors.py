@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
-    {"words", "errors"},
+    {"words", "errors", "eight_bits"},
     {"settings", "fim", "prompts", "schemas", "plan"},
     {"starcoder"},
     {"tokens", "tenants", "weights", "logs", "tracing", "engines"},
@@ -24,7 +24,9 @@ FLOORS = (
 WITHIN = {"engines": ["base", "fake", "outputs", "warm", "arguments", "vllm"],
           "weights": ["adapters", "manifest", "wanted", "disk", "child", "package", "refusals", "hub", "pickles",
                       "prepare"],
-          "bench": ["shapes", "machine", "engine_run", "model", "command"],
+          "bench": ["shapes", "machine", "child", "closed", "report", "questions", "local_model", "answers_file",
+                    "engine_run", "batch_run", "static_run", "dataset_run", "model", "batch", "compare",
+                    "batch_command", "command"],
           "starcoder": ["__init__", "worker", "model", "rank"],
           "wire": ["bodies", "fields", "sampling", "parse", "logprobs", "openai", "sse", "docs", "api"],
           "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
@@ -32,9 +34,11 @@ WITHIN = {"engines": ["base", "fake", "outputs", "warm", "arguments", "vllm"],
 ROOMS_OF = {
     "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py", "engines/arguments.py", "starcoder"},
     "starlette": {"wire", "app.py"}, "fastapi": {"wire", "app.py"},
-    "torch": {"weights/pickles.py", "starcoder", "bench/machine.py"}, "safetensors": {"weights/pickles.py"},
-    "transformers": {"weights/package.py"}, "opentelemetry": {"tracing.py"},
+    "torch": {"weights/pickles.py", "starcoder", "bench/machine.py", "bench/static_run.py"},
+    "safetensors": {"weights/pickles.py"},
+    "transformers": {"weights/package.py", "bench/static_run.py"}, "opentelemetry": {"tracing.py"},
     "huggingface_hub": {"weights/hub.py", "weights/refusals.py"}, "httpx2": {"weights/hub.py", "weights/refusals.py"},
+    "scipy": {"bench"}, "ddsketch": {"bench"}, "aiohttp": {"bench"},
 }  # fmt: skip
 
 
