@@ -36,7 +36,7 @@ def build(
     """
     served = dict[str, Served]()
     for model in settings.models:
-        base = _served(model, folders[model.name], engine_of(model))
+        base = served_model(model, folders[model.name], engine_of(model))
         served |= {model.name: base, **{a.name: replace(base, adapter=a.name) for a in model.adapters}}
     pool = TokenizerPool(settings.router.tokenizer_threads)
     corridor = Corridor(served, pool, observe or logger(settings.logs), Traces(settings.tracing, "router"))
@@ -59,7 +59,8 @@ def _description(models: Sequence[Model]) -> str:
     return "\n".join(lines)
 
 
-def _served(model: Model, folder: Path, engine: Engine) -> Served:
+def served_model(model: Model, folder: Path, engine: Engine) -> Served:
+    """One model with its vocabulary and prompts, from its prepared folder."""
     vocabulary, templates = Vocabulary(folder), model.templates
     preamble = templates.prompt_file.read_text(encoding="utf-8") if templates.prompt_file else None
     prompts = Prompts(

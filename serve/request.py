@@ -65,7 +65,7 @@ class Corridor:
         record.model, record.stream = ask.model, ask.stream
         try:
             served = self.find(ask.model)
-            jobs = await self._jobs(ask, tenant, served, record.request_id, span.traceparent)
+            jobs = await self.jobs(ask, tenant, served, record.request_id, span.traceparent)
             record.prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
             # Limits: what these jobs may cost is held here, and settled in `finally` (tenancy issue).
             # Ledger: the row is opened here, before dispatch, and closed in `finally` (tenancy issue).
@@ -89,8 +89,8 @@ class Corridor:
             span.end(record)
             self._observe(record)
 
-    async def _jobs(
-        self, ask: Ask, tenant: Tenant, served: Served, request_id: str, traceparent: str | None
+    async def jobs(
+        self, ask: Ask, tenant: Tenant, served: Served, request_id: str, traceparent: str | None = None
     ) -> list[Job]:
         """One job per prompt: what the client asked for, with the model's defaults and stops."""
         ask = _profiled(ask, served)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -201,6 +201,24 @@ def parse(raw: Mapping[str, Any]) -> Settings:
         return Settings.model_validate(raw)
     except ValidationError as e:
         raise SettingsError("\n".join(_sentence(error) for error in e.errors())) from None
+
+
+def overridden(model: Model, changes: Iterable[str]) -> Model:
+    """The model with some fields changed, each given as `engine.ngram_tokens=4`; the value is YAML."""
+    raw: dict[str, Any] = model.model_dump(mode="json")
+    for change in changes:
+        where, found, value = change.partition("=")
+        *parents, leaf = where.split(".")
+        place = raw
+        for parent in parents:
+            below = place.get(parent)
+            if not isinstance(below, dict):
+                raise SettingsError(f"{change}: a model has no {parent}")
+            place = below
+        if not found:
+            raise SettingsError(f"{change}: write it as name=value")
+        place[leaf] = yaml.safe_load(value)
+    return parse({"models": [raw]}).models[0]
 
 
 def embedded_config(name: str = "smollm2-cpu.yaml") -> Path:

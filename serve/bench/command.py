@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from serve.bench.batch_command import batch, compare
 from serve.bench.model import CLASSES, Task, run, table
 from serve.bench.shapes import SHAPES
 
@@ -37,6 +38,10 @@ def _one_of(given: str, known: list[str], name: str) -> str:
 @cli.callback()
 def bench() -> None:
     """Measure, beside a peer, with the same settings."""
+
+
+cli.command()(batch)
+cli.command()(compare)
 
 
 @cli.command()

@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from serve.bench.closed import Timed, answer_all
 from serve.engines.vllm import VllmEngine
 from serve.settings import parse
 from serve.words import Job, Sampling, Secret
@@ -59,33 +59,25 @@ async def measure(task: Mapping[str, Any]) -> None:
 
 async def _point(engine: VllmEngine, vocabulary: int, prompt: int, batch: int, output: int, runs: int) -> Point:
     await _run(engine, vocabulary, prompt, batch, min(output, 8))  # warms what this size needs
-    rates, firsts, steps = [], list[float](), list[float]()
+    rates, answers = [], list[Timed]()
     for _ in range(runs):
         began = time.monotonic()
-        times = await _run(engine, vocabulary, prompt, batch, output)
+        answers += await _run(engine, vocabulary, prompt, batch, output)
         rates.append(batch * output / (time.monotonic() - began))
-        firsts += [first for first, _ in times]
-        steps += [(last - first) / max(1, output - 1) for first, last in times]
     return Point(
         prompt, batch, output, statistics.median(rates), min(rates), max(rates),
-        statistics.median(firsts), statistics.median(steps),
+        statistics.median(a.first_s for a in answers), statistics.median(a.tpot_s for a in answers),
     )  # fmt: skip
 
 
-async def _run(engine: VllmEngine, vocabulary: int, prompt: int, batch: int, output: int) -> list[tuple[float, float]]:
-    """Seconds to the first and to the last token of each request."""
+async def _run(engine: VllmEngine, vocabulary: int, prompt: int, batch: int, output: int) -> list[Timed]:
     sampling = Sampling(max_tokens=output, temperature=0.0, top_p=1.0, ignore_eos=True)
 
-    async def one() -> tuple[float, float]:
+    def job() -> Job:
         ids = tuple(random.randrange(1, vocabulary) for _ in range(prompt))
-        job = Job(f"bench-{random.getrandbits(64):x}", ids, sampling, Secret("bench"))
-        began, first = time.monotonic(), 0.0
-        async with aclosing(engine.generate(job)) as events:
-            async for _ in events:
-                first = first or time.monotonic() - began
-        return first, time.monotonic() - began
+        return Job(f"bench-{random.getrandbits(64):x}", ids, sampling, Secret("bench"))
 
-    return list(await asyncio.gather(*(one() for _ in range(batch))))
+    return await answer_all(engine, [job() for _ in range(batch)])
 
 
 if __name__ == "__main__":

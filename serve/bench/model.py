@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from serve.bench.child import findings
 from serve.bench.engine_run import Point
 from serve.bench.machine import measured
 from serve.bench.shapes import SHAPES
@@ -54,11 +53,11 @@ def run(task: Task, say: Say) -> dict[str, Any]:
 def _of_class(name: str, task: Task, shape: Shape, machine: Machine, say: Say) -> dict[str, Any]:
     say(f"{name}: starting an engine")
     lines = _lines(name, task)
-    built: dict[str, Any] = json.loads(next(lines))
+    built: dict[str, Any] = next(lines)
     say(f"{name}: {built['class']} after {built['start_s']:.0f} s")
     ranks, points = task.engine["tensor_parallel_size"], []
     for line in lines:
-        point = Point(*json.loads(line))
+        point = Point(*line)
         roof = output_tokens_s(shape, machine, point.prompt, point.output, point.batch, ranks)
         percent = 100 * point.output_tokens_s / roof
         say(f"{name}: prompt {point.prompt}, batch {point.batch}: {point.output_tokens_s:.0f} tokens/s, "
@@ -75,27 +74,11 @@ def _weights_of_a_rank(name: str, task: Task) -> int:
     return rank.weight_bytes
 
 
-def _lines(name: str, task: Task) -> Iterator[str]:
-    """JSON lines of an engine in a process of its own. RuntimeError with its last words where it fails."""
+def _lines(name: str, task: Task) -> Iterator[Any]:
     config = SHAPES[task.shape]
     context = min(config["n_positions"], max(task.prompts) + task.output + 16)
     wanted = {**asdict(task), "shape": config, "any_class": name != "plugin", "context_tokens": context}
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            [sys.executable, "-m", "serve.bench.engine_run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=errors, text=True, env={**os.environ, **CLASSES[name]},
-        ) as process,
-    ):  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(wanted))
-        process.stdin.close()
-        yield from (line for line in process.stdout if line.startswith(("[", "{")))
-        if status := process.wait():
-            errors.seek(0)
-            words = errors.read().strip().splitlines()
-            raise RuntimeError(f"{name}: the engine failed: {words[-1] if words else status}")
+    return findings("serve.bench.engine_run", wanted, f"{name}: the engine failed", CLASSES[name])
 
 
 def table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
