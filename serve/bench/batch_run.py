@@ -39,7 +39,7 @@ async def _run(engine: Any, jobs: Sequence[Job]) -> dict[str, Any]:
     answers = await answer_all(engine, fresh)
     wall_s = time.monotonic() - began
     return {
-        "wall_s": wall_s, "requests": len(answers), "mean_batch": mean_batch(answers, wall_s),
+        "wall_s": wall_s, "requests": len(answers), "mean_batch": max(1.0, mean_batch(answers)),
         "prompt_tokens": sum(a.prompt_tokens for a in answers),
         "cached_tokens": sum(a.cached_tokens for a in answers),
         "output_tokens": sum(a.output_tokens for a in answers), "messages": sum(a.messages for a in answers),

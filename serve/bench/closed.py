@@ -15,7 +15,6 @@ from serve.words import Job
 class Timed(NamedTuple):
     """One job. Times in seconds since all were handed over."""
 
-    queue_s: float  # from the engine's door to its first step
     first_s: float
     last_s: float
     prompt_tokens: int
@@ -33,21 +32,21 @@ async def answer_all(engine: Engine, jobs: Sequence[Job]) -> list[Timed]:
     began = time.monotonic()
 
     async def one(job: Job) -> Timed:
-        first, messages, start, usage = 0.0, 0, None, None
+        first, messages, usage = 0.0, 0, None
         async with aclosing(engine.generate(job)) as events:
             async for event in events:
                 first = first or time.monotonic() - began
                 messages += 1
-                start, usage = start or event.start, usage or event.usage
-        assert start is not None
+                usage = usage or event.usage
         assert usage is not None
         last = time.monotonic() - began
         tokens = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
-        return Timed(start.queue_s, first, last, *tokens, messages)
+        return Timed(first, last, *tokens, messages)
 
     return list(await asyncio.gather(*(one(job) for job in jobs)))
 
 
-def mean_batch(answers: Sequence[Timed], wall_s: float) -> float:
-    """How many ran at once, on average over the run."""
-    return sum(a.last_s - a.queue_s for a in answers) / wall_s
+def mean_batch(answers: Sequence[Timed]) -> float:
+    """How many were between their first and last token at once, averaged over the time from the first to the last."""
+    window_s = max(a.last_s for a in answers) - min(a.first_s for a in answers)
+    return sum(a.last_s - a.first_s for a in answers) / window_s if window_s else 1.0

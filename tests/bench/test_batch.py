@@ -119,6 +119,7 @@ def test_a_wrong_option_is_named(
     assert sentence in " ".join(done.output.split())
 
 
+@pytest.mark.full
 def test_a_bad_prompt_stops_a_measurement_by_its_name(config: Path, tmp_path: Path) -> None:
     asked = tmp_path / "asked.jsonl"
     asked.write_text(json.dumps({"prompt": "def", "max_tokens": 4000}) + "\n")
