@@ -56,8 +56,8 @@ def batch(
     the same command goes on where it stopped.
     """
     try:
-        settings = _one_model(load(config), model, change or [])
-        folder = _prepared(settings)
+        settings = one_model(load(config), model, change or [])
+        folder = prepared(settings)
         asked = questions(prompts, json.loads((folder / "config.json").read_text())["vocab_size"])[:limit]
         if answers is not None:
             return _answer_all(settings, folder, asked, answers)
@@ -66,7 +66,7 @@ def batch(
         return refuse(str(e))
     except RuntimeError as e:
         return refuse(str(e), 1)
-    _print([(f"{settings.models[0].name}, {prompts}", f"median of {runs}"), *table(report)])
+    print_table([(f"{settings.models[0].name}, {prompts}", f"median of {runs}"), *table(report)])
     if save is not None:
         report.save(save)
 
@@ -87,18 +87,18 @@ def compare(
         return refuse(str(e))
     rows = [("metric", "B ÷ A", "95 % interval", "B is")]
     rows += [(v.name, f"{v.ratio:.3f}", f"{v.low:.3f} to {v.high:.3f}", v.says) for v in verdicts]
-    _print(rows)
+    print_table(rows)
     raise typer.Exit(int(any(v.says == "slower" for v in verdicts)))
 
 
-def _one_model(settings: Settings, name: str | None, changes: Iterable[str]) -> Settings:
+def one_model(settings: Settings, name: str | None, changes: Iterable[str]) -> Settings:
     models = [m for m in settings.models if name in (None, m.name)]
     if not models:
         raise SettingsError(f"--model {name}: the configuration has {', '.join(m.name for m in settings.models)}")
     return settings.model_copy(update={"models": (overridden(models[0], changes),)})
 
 
-def _prepared(settings: Settings) -> Path:
+def prepared(settings: Settings) -> Path:
     (model,) = settings.models
     if not is_prepared(model, cache_folder()):
         raise SettingsError(f"{model.name} is not prepared: run `starserve model prepare` with this configuration")
@@ -125,7 +125,7 @@ def _answer_all(settings: Settings, folder: Path, asked: list[Question], answers
             say(f"{line['answered']} of {len(asked)} answered, {line['refused']} refused, {rate:.0f} output tokens/s")
 
 
-def _print(rows: list[Any]) -> None:
+def print_table(rows: list[Any]) -> None:
     head, *rest = rows
     printed = Table(*head, box=SIMPLE)
     for row in rest:

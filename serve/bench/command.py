@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serve.bench.batch_command import batch, compare
+from serve.bench.ladder_command import ladder
 from serve.bench.model import CLASSES, Task, run, table
 from serve.bench.shapes import SHAPES
 
@@ -42,6 +43,7 @@ def bench() -> None:
 
 cli.command()(batch)
 cli.command()(compare)
+cli.command()(ladder)
 
 
 @cli.command()
