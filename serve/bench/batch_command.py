@@ -72,7 +72,7 @@ def batch(
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="A report of `bench batch` or `bench load`.")],
+    a: Annotated[Path, typer.Argument(help="A report of `bench batch`.")],
     b: Annotated[Path, typer.Argument(help="Another, measured the same way.")],
     differ: Annotated[list[str] | None, typer.Option(help="A condition that is meant to differ, by its name.")] = None,
     least: Annotated[float, typer.Option(min=0, help="A smaller change counts as none.")] = 0.03,

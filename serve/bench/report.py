@@ -52,7 +52,7 @@ class Report:
         except OSError as e:
             raise ReportError(f"{path}: {e.strerror}") from None
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise ReportError(f"{path}: is no report of `starserve bench batch` or `load`") from None
+            raise ReportError(f"{path}: is no report of `starserve bench batch`") from None
 
 
 def machine_conditions() -> dict[str, Any]:
