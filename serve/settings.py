@@ -129,6 +129,9 @@ class Engine(_Frozen):
     ngram_tokens: int | None = Field(
         None, ge=1, le=16, description="Guess so many tokens per step from n-grams so far."
     )
+    coalesce_ms: float = Field(
+        20, ge=0, le=1000, description="Most milliseconds that tokens wait to share a message under load; 0 is never."
+    )
     start_timeout_s: float = Field(900, gt=0, description="Seconds an engine may take to load.")
     vllm: dict[str, Any] = Field(default_factory=dict, description="Any other AsyncEngineArgs field, by its own name.")
 

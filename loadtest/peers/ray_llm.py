@@ -30,12 +30,12 @@ from typing import Any
 
 import psutil
 
-# What all measured stacks give their engine.
+# A small engine on one core, where nothing else is given.
 ENGINE: dict[str, Any] = {
     "dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 64,
     "kv_cache_memory_bytes": 1 << 28,
 }  # fmt: skip
-ENVIRONMENT = {
+DEFAULTS = {
     "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
     "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
 }  # fmt: skip
@@ -63,7 +63,7 @@ def main() -> int:
             low = claim.getsockname()[1] - PRIVATE_PORTS + 1
             driver = subprocess.Popen(
                 [sys.executable, __file__, *sys.argv[1:], "--drive", str(folder)],
-                env={**os.environ, **_environment(folder, low), **(DIRECT if given.direct else {})},
+                env={**DEFAULTS, **os.environ, **_environment(folder, low), **(DIRECT if given.direct else {})},
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr,
                 start_new_session=True,  # a terminal's Ctrl-C is for the parent
@@ -103,7 +103,7 @@ def _environment(folder: Path, low: int) -> dict[str, str]:
         made.mkdir(mode=0o700)
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
-    return ENVIRONMENT | {
+    return {
         "TMPDIR": str(temporary), "VLLM_RPC_BASE_PATH": str(temporary), "RAYLLM_HOME_DIR": str(folder / "llm"),
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's own parts bind loopback

@@ -57,7 +57,7 @@ async def _one(local: LocalModel, job: Job) -> Sample:
                 sample.first_s = now
             else:
                 sample.gaps_s.append(now - sample.last_s)
-            sample.last_s, sample.chunks = now, sample.chunks + 1
+            sample.last_s, sample.chunks, sample.messages = now, sample.chunks + 1, sample.messages + 1
             if event.usage:
                 sample.prompt_tokens, sample.output_tokens = event.usage.prompt_tokens, event.usage.completion_tokens
                 sample.cached_tokens, sample.outcome = event.usage.cached_tokens, "done"
@@ -68,7 +68,7 @@ async def _one(local: LocalModel, job: Job) -> Sample:
 def _plain(numbers: Any) -> dict[str, Any]:
     return {
         "outcomes": numbers.outcomes, "output_tokens": numbers.output_tokens,
-        "output_tokens_s": numbers.output_tokens_s, "tokens_per_chunk": numbers.tokens_per_chunk,
+        "output_tokens_s": numbers.output_tokens_s, "tokens_per_message": numbers.tokens_per_message,
         "cached_share": numbers.cached_share, "times": numbers.times,
     }  # fmt: skip
 

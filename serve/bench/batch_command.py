@@ -125,6 +125,16 @@ def _answer_all(settings: Settings, folder: Path, asked: list[Question], answers
             say(f"{line['answered']} of {len(asked)} answered, {line['refused']} refused, {rate:.0f} output tokens/s")
 
 
+def numbers(given: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in given.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise typer.BadParameter(f"{given}: give numbers above 0 with commas between, such as 1,8,64")
+    return numbers
+
+
 def print_table(rows: list[Any]) -> None:
     head, *rest = rows
     printed = Table(*head, box=SIMPLE)

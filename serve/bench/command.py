@@ -11,23 +11,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from serve.bench.batch_command import batch, compare
+from serve.bench.batch_command import batch, compare, numbers
 from serve.bench.ladder_command import ladder
 from serve.bench.model import CLASSES, Task, run, table
 from serve.bench.shapes import SHAPES
 
 cli = typer.Typer(no_args_is_help=True, help="Measure, beside a peer, with the same settings.")
 console = Console(highlight=False, soft_wrap=True)
-
-
-def _numbers(given: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in given.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise typer.BadParameter(f"{given}: give numbers above 0 with commas between, such as 1,8,64")
-    return numbers
 
 
 def _one_of(given: str, known: list[str], name: str) -> str:
@@ -77,7 +67,7 @@ def model(
         raise typer.BadParameter("--kv-cache-gib is required on cpu")
     named = [_one_of(name, list(CLASSES), "classes") for name in classes.split(",")]
     _one_of(shape, list(SHAPES), "shape")
-    task = Task(shape, engine, _numbers(prompts), _numbers(batches), output, runs, named)
+    task = Task(shape, engine, numbers(prompts), numbers(batches), output, runs, named)
     try:
         report = run(task, lambda sentence: console.print(f"starserve: {sentence}", markup=False))
     except RuntimeError as e:

@@ -40,7 +40,7 @@ async def measure(task: Mapping[str, Any]) -> None:
     config, any_class = dict(task["shape"]), bool(task["any_class"])
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        engine_settings = {**task["engine"], "max_num_seqs": max(task["batches"])}
+        engine_settings = {**task["engine"], "max_num_seqs": max(task["batches"]), "coalesce_ms": 0}
         model = {"name": "shape", "source": {"folder": folder}, "context_tokens": task["context_tokens"],
                  "engine": engine_settings}  # fmt: skip
         began = time.monotonic()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from serve.bench.arrivals import Arrivals, Closed
 from serve.bench.client import Client, Request
+from serve.bench.scheduling import first_in_line, waited_s
 from serve.bench.stream import Sample
 
 
@@ -32,12 +33,14 @@ class Ran:
     began_s: float
     wall_s: float  # from the first due time to the last answer
     client_cpu_s: float
+    client_wait_s: float = 0.0  # ready to run, but the machine ran something else
 
 
 async def run(address: str, loads: Sequence[Load], for_s: float, seed: int, most: int | None = None) -> Ran:
     """Send for `for_s` seconds (or `most` requests of each tenant), then wait for the answers."""
-    samples, cpu = list[Sample](), time.process_time()
+    samples, cpu, waited = list[Sample](), time.process_time(), waited_s()
     async with AsyncExitStack() as stack:
+        stack.enter_context(first_in_line())
         clients = [await stack.enter_async_context(Client(address, load.key)) for load in loads]
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
@@ -48,7 +51,8 @@ async def run(address: str, loads: Sequence[Load], for_s: float, seed: int, most
                         group.create_task(_user(load, client, draw, began + for_s, most, samples))
                 else:
                     group.create_task(_planned(load, client, draw, began, for_s, most, samples))
-    return Ran(samples, began, time.perf_counter() - began, time.process_time() - cpu)
+    wall_s = time.perf_counter() - began
+    return Ran(samples, began, wall_s, time.process_time() - cpu, waited_s() - waited)
 
 
 async def _planned(

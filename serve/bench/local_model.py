@@ -17,7 +17,7 @@ from serve.engines.base import Engine
 from serve.engines.vllm import VllmEngine
 from serve.errors import ServeError
 from serve.request import Corridor
-from serve.settings import Caps, Settings, parse
+from serve.settings import Caps, Model, Settings, parse
 from serve.tokens import TokenizerPool
 from serve.tracing import Traces
 from serve.wire.parse import parse as parse_body
@@ -41,6 +41,11 @@ class LocalModel:
         return await self.corridor.jobs(ask, tenant(), self.corridor.find(ask.model), secrets.token_hex(12))
 
 
+def every_token(model: Model) -> Model:
+    """The model with each token in a message of its own."""
+    return model.model_copy(update={"engine": model.engine.model_copy(update={"coalesce_ms": 0.0})})
+
+
 def tenant() -> Tenant:
     """Somebody new: finds nothing of earlier runs in the prefix cache."""
     return Tenant("bench", "bench", Secret(secrets.token_hex(16)))
@@ -51,7 +56,8 @@ async def local_model(task: Mapping[str, Any]) -> AsyncIterator[LocalModel]:
     """`task`: `settings` (of a deployment with one model) and the prepared `folder`."""
     settings: Settings = parse(task["settings"])
     (model,) = settings.models
-    engine = VllmEngine(model, Path(task["folder"]))
+    # What is measured here is the engine: no token waits for company.
+    engine = VllmEngine(every_token(model), Path(task["folder"]))
     try:
         await engine.warm_up()
         served = served_model(model, Path(task["folder"]), engine)

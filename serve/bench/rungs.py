@@ -13,13 +13,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
+import yaml
 
 from serve.engines.arguments import engine_arguments, prepare_environment
 from serve.settings import Settings
@@ -36,18 +37,22 @@ class Rung:
     process: subprocess.Popen[str]
     address: str = ""
     key: str = ""
+    behind: Rung | None = None  # the server that this one is a proxy of
 
-    def serving_cpu_s(self) -> float:
-        """CPU seconds so far of all its processes but the engine core: what serving costs."""
-        total = 0.0
-        for process in [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]:
+    def cpu_s(self) -> tuple[float, float]:
+        """CPU seconds so far of all its processes: of serving, and of the engine core. A proxy serves with both."""
+        serving, core = self.behind.cpu_s() if self.behind else (0.0, 0.0)
+        own = psutil.Process(self.process.pid)
+        for process in [own, *own.children(recursive=True)]:
             try:
-                if not process.name().startswith(_ENGINE_CORE):
-                    used = process.cpu_times()
-                    total += used.user + used.system
+                used, name = process.cpu_times(), process.name()
             except psutil.NoSuchProcess:
                 continue
-        return total
+            if name.startswith(_ENGINE_CORE):
+                core += used.user + used.system
+            else:
+                serving += used.user + used.system
+        return serving, core
 
     def ask(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """One round of the engine in process."""
@@ -68,7 +73,7 @@ class Rung:
 def bare(settings: Settings, folder: Path) -> Iterator[Rung]:
     """Our engine in a process of its own, without HTTP."""
     task = {"settings": settings.model_dump(mode="json"), "folder": str(folder)}
-    with _started("bare engine", [sys.executable, "-m", "serve.bench.bare_run"], {}, pipes=True) as rung:
+    with started("bare engine", [sys.executable, "-m", "serve.bench.bare_run"]) as rung:
         rung.ask(task)
         yield rung
 
@@ -78,40 +83,55 @@ def vllm_server(settings: Settings, folder: Path) -> Iterator[Rung]:
     """vLLM's own OpenAI server, access log off, from the same installation."""
     (model,) = settings.models
     prepare_environment(model)
-    port, given = _free_port(), dict(engine_arguments(model, folder, {}, dummy=False))
+    port, given = free_port(), dict(engine_arguments(model, folder, {}, dummy=False))
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
                "--disable-uvicorn-access-log", *_flags(given)]  # fmt: skip
-    with _started("vLLM's server", command, {}, port=port) as rung:
+    with started("vLLM's server", command, port=port) as rung:
         yield rung
 
 
 @contextmanager
-def stack(settings: Settings, config: Path) -> Iterator[Rung]:
-    """Our own, as `starserve up` starts it."""
-    port, state = _free_port(), tempfile.mkdtemp(prefix="sl-", dir="/tmp")
-    environment = {"STARSERVE_STATE": state, "STARSERVE__HTTP__PORT": str(port)}
+def stack(settings: Settings, cache: Path, name: str = "starserve") -> Iterator[Rung]:
+    """Our own, as `starserve up` starts it. `cache` holds the prepared model."""
+    port, state = free_port(), Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
+    environment = {"STARSERVE_STATE": str(state), "STARSERVE_CACHE": str(cache), "STARSERVE__HTTP__PORT": str(port)}
+    config = state / "config.yaml"
+    config.write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
     try:
-        with _started("starserve", [sys.executable, "-m", "serve", "up", str(config)], environment, port=port) as rung:
-            rung.key = (Path(state) / str(port) / "development.key").read_text()
+        command = [sys.executable, "-m", "serve", "up", str(config)]
+        with started(name, command, port=port, environment=environment) as rung:
+            rung.key = (state / str(port) / "development.key").read_text()
             yield rung
     finally:
         shutil.rmtree(state, ignore_errors=True)
 
 
 @contextmanager
-def _started(
-    name: str, command: list[str], environment: Mapping[str, str], *, port: int | None = None, pipes: bool = False
+def started(
+    name: str,
+    command: Sequence[str],
+    *,
+    port: int | None = None,
+    health: str = "/health",
+    environment: Mapping[str, str] | None = None,
+    says: str = "",
 ) -> Iterator[Rung]:
+    """Start it, wait until it is ready, and end it with all that it started.
+
+    Ready is what answers at `health`, or has said the line `says`. Without a port it is talked to over pipes.
+    """
     with tempfile.TemporaryFile("w+") as said:
-        out: int | IO[str] = subprocess.PIPE if pipes else said
+        pipe, out = (subprocess.PIPE, subprocess.PIPE) if port is None else (subprocess.DEVNULL, said)
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE if pipes else subprocess.DEVNULL, stdout=out, stderr=said, text=True,
-            env={**os.environ, **environment},
-        )  # fmt: skip
+            command, stdin=pipe, stdout=out, stderr=said, text=True, env={**os.environ, **(environment or {})}
+        )
         below = list[psutil.Process]()
         try:
             if port is not None:
-                _wait(name, process, f"http://127.0.0.1:{port}/health", said)
+                address = f"http://127.0.0.1:{port}"
+                _wait(
+                    name, process, (lambda: says in _lines(said)) if says else lambda: _answers(address + health), said
+                )
             yield Rung(name, process, f"http://127.0.0.1:{port}" if port else "")
         finally:
             if process.poll() is None:
@@ -122,20 +142,30 @@ def _started(
                 left.kill()
 
 
-def _wait(name: str, process: subprocess.Popen[str], health: str, said: IO[str]) -> None:
+def _wait(name: str, process: subprocess.Popen[str], ready: Callable[[], bool], said: IO[str]) -> None:
     deadline = time.monotonic() + START_WITHIN_S
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(health, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    said.seek(0)
-    words = said.read().strip().splitlines()
+        if ready():
+            return
+        time.sleep(0.5)
+    words = _lines(said)
     raise RuntimeError(f"{name}: did not start: {words[-1] if words else 'it said nothing'}")
 
 
-def _free_port() -> int:
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _lines(said: IO[str]) -> list[str]:
+    """What it said so far. Read from the file's start without moving the place at which the process writes."""
+    return os.pread(said.fileno(), 1 << 24, 0).decode(errors="replace").strip().splitlines()
+
+
+def free_port() -> int:
     """Below the ports that the kernel gives away by itself."""
     while True:
         port = random.randrange(10_240, 20_000)

@@ -29,6 +29,7 @@ class Sample:
     cached_tokens: int = 0
     output_tokens: int = 0  # by `usage`, never by counting chunks
     chunks: int = 0
+    messages: int = 0  # reads with tokens in them; a server may send several chunks at once
     gaps_s: list[float] = field(default_factory=list)  # between chunks; a chunk may hold several tokens
     outcome: Outcome = "truncated"
     status: int = 0
@@ -71,8 +72,10 @@ class Reading:
     def feed(self, data: bytes, now_s: float) -> None:
         """Bytes of a stream, cut anywhere."""
         *events, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n\n")
+        before = self._sample.chunks
         for event in events:
             self._event(event, now_s)
+        self._sample.messages += self._sample.chunks > before
 
     def refused(self, status: int, body: bytes) -> None:
         """An answer with another status than 200."""

@@ -11,6 +11,7 @@ from serve.bench.stream import Sample
 
 RELATIVE_ERROR = 0.005  # of every percentile
 MOST_LAG_S = 0.010  # p99 of how late a client may send
+MOST_WAIT = 0.05  # share of the run in which the client was ready but not run
 MOST_CLIENT_CPU = 0.8  # of one core: the client has one thread
 MOST_CACHED = 0.01  # share of prompt tokens that may be found cached where every prompt is new
 _PERCENTILES = (50, 90, 99)
@@ -35,6 +36,7 @@ class Numbers:
     cached_tokens: int
     output_tokens: int
     tokens_per_chunk: float
+    tokens_per_message: float
     times: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # name → p50, p90, p99
 
     @property
@@ -59,13 +61,15 @@ def summary(ran: Ran, fresh_prompts: bool = True) -> Summary:
     cpu = ran.client_cpu_s / ran.wall_s
     return Summary(
         numbers, {t: _numbers([s for s in ran.samples if s.tenant == t], ran.wall_s) for t in tenants}, lag, cpu,
-        _verdict(numbers, lag, cpu, fresh_prompts),
+        _verdict(numbers, lag, ran.client_wait_s / ran.wall_s, cpu, fresh_prompts),
     )  # fmt: skip
 
 
-def _verdict(numbers: Numbers, lag: float, cpu: float, fresh_prompts: bool) -> str:
+def _verdict(numbers: Numbers, lag: float, wait: float, cpu: float, fresh_prompts: bool) -> str:
     if lag > MOST_LAG_S:
         return f"INVALID: the client lagged (p99 {1000 * lag:.0f} ms behind its plan)"
+    if wait > MOST_WAIT:
+        return f"INVALID: the client was not run when it was ready ({100 * wait:.0f} % of the time); measure as root"
     if cpu > MOST_CLIENT_CPU:
         return f"INVALID: the client was busy ({100 * cpu:.0f} % of a core)"
     if fresh_prompts and numbers.cached_share > MOST_CACHED:
@@ -75,7 +79,8 @@ def _verdict(numbers: Numbers, lag: float, cpu: float, fresh_prompts: bool) -> s
 
 def _numbers(samples: Sequence[Sample], wall_s: float) -> Numbers:
     done = [s for s in samples if s.outcome == "done"]
-    tokens, chunks = sum(s.output_tokens for s in done), sum(s.chunks for s in done)
+    tokens = sum(s.output_tokens for s in done)
+    chunks, messages = sum(s.chunks for s in done), sum(s.messages for s in done)
     times: dict[str, Mapping[str, float]] = {
         name: _percentiles(t for s in done if (t := of(s)) is not None) for name, of in _TIMES.items()
     }
@@ -83,7 +88,7 @@ def _numbers(samples: Sequence[Sample], wall_s: float) -> Numbers:
     return Numbers(
         len(samples), _counted(s.outcome for s in samples), _counted(s.code for s in samples if s.code),
         len(done) / wall_s, tokens / wall_s, sum(s.prompt_tokens for s in done), sum(s.cached_tokens for s in done),
-        tokens, tokens / chunks if chunks else 0.0, times,
+        tokens, tokens / chunks if chunks else 0.0, tokens / messages if messages else 0.0, times,
     )  # fmt: skip
 
 

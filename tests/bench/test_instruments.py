@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import pytest
 from serve.bench.arrivals import Arrivals, Closed, Gamma, Poisson, Trace
 from serve.bench.client import Request
 from serve.bench.load import Load, Ran, run
+from serve.bench.scheduling import first_in_line, waited_s
 from serve.bench.summary import summary
 from tests.known_server import KnownServer
 
@@ -93,6 +98,41 @@ async def test_a_client_that_lags_behind_its_plan_makes_a_run_invalid(words_fold
     with KnownServer(words_folder) as server:
         ran = await measured(server, Trace([0.01 * i for i in range(30)]), 30, slow)
     assert summary(ran).verdict.startswith("INVALID: the client lagged")
+
+
+async def test_a_client_that_its_machine_does_not_run_makes_a_run_invalid(words_folder: Path) -> None:
+    with KnownServer(words_folder) as server:
+        ran = await measured(server, Poisson(50), 10)
+    assert summary(ran).verdict == "VALID"
+    starved = replace(ran, client_wait_s=0.1 * ran.wall_s)
+    assert summary(starved).verdict.startswith("INVALID: the client was not run when it was ready (10 % of the time)")
+
+
+def test_the_wait_for_a_busy_core_is_measured_and_whoever_is_first_in_line_has_none() -> None:
+    def waits(turns: int = 20) -> float:
+        before = waited_s()
+        for _ in range(turns):
+            end = time.perf_counter() + 0.01
+            while time.perf_counter() < end:
+                pass
+        return waited_s() - before
+
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        time.sleep(0.3)
+        behind = waits()
+        with first_in_line():
+            first, allowed = waits(), os.sched_getscheduler(0) != os.SCHED_OTHER
+    finally:
+        os.sched_setaffinity(0, cores)
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert behind > 0.05
+    assert first < behind / 5 or not allowed
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 async def test_a_server_that_is_not_there_is_unreachable_and_a_wrong_key_is_refused(words_folder: Path) -> None:

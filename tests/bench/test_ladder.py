@@ -1,4 +1,4 @@
-"""`starserve bench ladder`, real at every rung, with the tiny StarCoder."""
+"""`starserve bench ladder`, real at every rung: our stack, vLLM's server, and the peers in their own environments."""
 
 from __future__ import annotations
 
@@ -10,33 +10,57 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
-from tests.stack import tiny_model
+ROOT = Path(__file__).parent.parent.parent
+PEERS = ROOT / "loadtest" / "peers"
+OURS = ["bare engine", "vLLM's server", "starserve", "starserve, uncoalesced"]
+OTHERS = ["LiteLLM, vLLM's server", "Ray Serve LLM", "Ray Serve LLM, uncoalesced", "Ray Serve LLM, direct"]
 
-pytestmark = pytest.mark.full
 
-
-def test_every_rung_answers_the_whole_trace_and_nothing_is_left_running(starcoder_folder: Path, tmp_path: Path) -> None:
-    config, kept = tmp_path / "c.yaml", tmp_path / "ladder.json"
-    config.write_text(yaml.safe_dump({"models": [tiny_model(starcoder_folder)]}))
-    told = {**os.environ, "STARSERVE_CACHE": str(tmp_path / "cache")}
-    starserve = [sys.executable, "-m", "serve"]
-    subprocess.run([*starserve, "model", "prepare", str(config)], check=True, env=told)
-    before = {p.pid for p in psutil.process_iter()}
-    options = ["--streams", "4", "--output", "32", "--seconds", "2", "--rounds", "2", "--save", str(kept)]
-    done = subprocess.run(
-        [*starserve, "bench", "ladder", str(config), *options], capture_output=True, text=True, env=told
+def starserve(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "STARSERVE_CACHE": str(cache)}
+    return subprocess.run(
+        [sys.executable, "-m", "serve", *arguments], capture_output=True, text=True, env=environment, check=False
     )
+
+
+@pytest.mark.full
+def test_every_rung_answers_the_whole_trace_and_nothing_is_left_running(tmp_path: Path) -> None:
+    subprocess.run([PEERS / "setup"], check=True)
+    assert starserve("model", "prepare", cache=tmp_path).returncode == 0
+    before, kept = {p.pid for p in psutil.process_iter()}, tmp_path / "ladder.json"
+    done = starserve(
+        "bench", "ladder", "--tiny", "--peers", str(PEERS), "--set", "engine.cores=1", "--streams", "4",
+        "--output", "32", "--seconds", "2", "--rounds", "1", "--save", str(kept), cache=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rungs = json.loads(kept.read_text())["rungs"]
-    assert list(rungs) == ["bare engine", "vLLM's server", "starserve"]
+    assert set(rungs) == {*OURS, *OTHERS}
     for rounds in rungs.values():
-        assert len(rounds) == 2
-        for told_round in rounds:
-            assert told_round["output_tokens"] % 32 == 0 < told_round["output_tokens"]  # whole answers only
-            assert told_round["cached_share"] == 0.0  # every prompt was new
-            assert told_round["cpu_us_per_token"] > 0
-            assert told_round["times"]["ttft_s"]["p50"] > 0
+        for told in rounds:
+            assert told["output_tokens"] % 32 == 0 < told["output_tokens"]  # whole answers only
+            assert told["cached_share"] == 0.0  # every prompt was new
+            assert told["cpu_us_per_token"] > 0
+            assert told["times"]["ttft_s"]["p50"] > 0
+    # Both sides of what is said of coalescing: Ray Serve LLM keeps its first token 50 ms.
+    assert (
+        rungs["Ray Serve LLM"][0]["tokens_per_message"]
+        > 2 * rungs["Ray Serve LLM, uncoalesced"][0]["tokens_per_message"]
+    )
+    assert rungs["Ray Serve LLM"][0]["times"]["ttft_s"]["p50"] > 0.05
     left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
     assert not [p for p in left if any(str(tmp_path) in part for part in p.info["cmdline"] or ())]
+
+
+def test_peers_that_are_not_set_up_are_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "loadtest" / "peers").mkdir(parents=True)
+    done = starserve("bench", "ladder", "--peers", str(tmp_path / "loadtest" / "peers"), cache=tmp_path)
+    assert done.returncode == 2
+    assert "is not there; run" in done.stderr
+    assert str(tmp_path / "loadtest" / "peers" / "setup") in done.stderr
+
+
+def test_a_model_that_is_not_prepared_is_named_with_what_to_do(tmp_path: Path) -> None:
+    done = starserve("bench", "ladder", cache=tmp_path)
+    assert done.returncode == 2
+    assert "is not prepared: run `starserve model prepare`" in done.stderr

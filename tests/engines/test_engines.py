@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
 import time
 import warnings
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ import pytest_asyncio
 
 from serve.engines.base import Engine
 from serve.engines.fake import FakeEngine
-from serve.engines.vllm import VllmEngine
+from serve.engines.vllm import VllmEngine, pause_s
 from serve.errors import BadRequest
 from serve.settings import parse
 from serve.words import Event, Job, Sampling, Secret
@@ -174,3 +175,20 @@ async def test_the_real_engine_writes_json_that_obeys_a_schema(engine: Engine) -
     assert events[-1].finish == "stop"
     assert written["a"] in ("x", "y")
     assert isinstance(written["b"], bool)
+
+
+async def test_tokens_come_one_by_one_alone_and_share_messages_in_a_crowd(engine: Engine) -> None:
+    if isinstance(engine, FakeEngine):
+        return
+    alone = await answer(engine, max_tokens=64, logprobs=1)
+    crowd = await asyncio.gather(*(answer(engine, max_tokens=64, logprobs=1) for _ in range(8)))
+    assert len(alone) > 56  # a slow reader may find two at once
+    assert statistics.mean(map(len, crowd)) < 48
+    for events in crowd:
+        assert len(ids(events)) == 64
+        assert all(len(event.logprobs or ()) == len(event.token_ids) for event in events)
+
+
+async def test_an_answer_waits_longer_for_company_the_more_there_are_and_never_longer_than_allowed() -> None:
+    assert [pause_s(running, 0.02) for running in (0, 1, 2, 6, 500)] == [0, 0, 0.002, 0.01, 0.02]
+    assert pause_s(500, 0) == 0
