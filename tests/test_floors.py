@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
     {"words", "errors", "eight_bits"},
-    {"settings", "fim", "prompts", "schemas", "plan"},
+    {"settings", "fim", "prompts", "schemas", "plan", "fairshare"},
     {"starcoder"},
     {"tokens", "tenants", "weights", "logs", "tracing", "engines"},
     {"answers"},
