@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,19 +20,9 @@ import httpx
 import psutil
 import yaml
 
+from serve.bench.rungs import free_port as free_port
+
 START_WITHIN_S = 400.0  # five times what a slow machine of two cores took
-
-
-def free_port() -> int:
-    """Below the ports that the kernel gives away by itself: Ray's own sockets would take it before HAProxy does."""
-    while True:
-        port = random.randrange(10_240, 20_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 def tiny_model(folder: Path, **engine: Any) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _lines(said: IO[str]) -> list[str]:
 
 
 def free_port() -> int:
-    """Below the ports that the kernel gives away by itself."""
+    """Below the ports that the kernel gives away by itself: Ray's own sockets would take it before HAProxy does."""
     while True:
         port = random.randrange(10_240, 20_000)
         with socket.socket() as probe:
