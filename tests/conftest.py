@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Where vLLM puts the sockets to the cores that tests start in this process; it leaves them behind.
+SOCKETS = tempfile.TemporaryDirectory(prefix="tests-")
+os.environ["VLLM_RPC_BASE_PATH"] = SOCKETS.name
+
+
+def pytest_unconfigure() -> None:
+    SOCKETS.cleanup()
+
 
 CONTROL = [
     "<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<filename>", "<gh_stars>",

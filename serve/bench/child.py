@@ -17,10 +17,12 @@ def findings(
 ) -> Iterator[Any]:
     """What `python -m MODULE` prints, as it prints it. RuntimeError with its last words where it fails."""
     with (
+        # vLLM puts the sockets to its core there and leaves them behind.
+        tempfile.TemporaryDirectory(prefix="bench-") as sockets,
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
             [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "VLLM_RPC_BASE_PATH": sockets, **(environment or {})},
         ) as process,
     ):  # fmt: skip
         assert process.stdin is not None
