@@ -16,10 +16,10 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-Band = Literal["interactive", "standard", "batch"]
-BANDS: tuple[Band, ...] = ("interactive", "standard", "batch")
+from serve.words import BANDS, Band
+
 PROMPT_COST, OUTPUT_COST = 1.0, 2.0
 _KEPT_IDLE = 1024  # counters of tenants with nothing to do; more are swept
 

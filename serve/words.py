@@ -11,6 +11,10 @@ from typing import Literal, NamedTuple
 Form = Literal["instruct", "completion", "chat", "fim"]
 FimOrder = Literal["psm", "spm"]
 Finish = Literal["stop", "length"]
+Band = Literal["interactive", "standard", "batch"]  # classes of priority, strict from left to right
+BANDS: tuple[Band, ...] = ("interactive", "standard", "batch")
+Scope = Literal["generate", "usage"]  # what a key opens: the generating routes, its tenant's own usage
+Level = Literal["key", "tenant", "organisation"]
 
 
 class Secret(str):
@@ -32,12 +36,40 @@ class Secret(str):
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one key, tenant or organisation may use. None is no limit; 0 is nothing at all."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None  # prompt and output together
+    concurrent_requests: int | None = None
+    queued_tokens: int | None = None  # prompt and expected output of requests that have no token yet
+    tokens_per_day: int | None = None  # of UTC
+    budget_per_month: int | None = None  # of UTC, in millionths of the deployment's currency
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """The most that one request of a tenant may ask for; None leaves the server's own."""
+
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    choices: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """Who asks. It comes from the API key alone; no header can change it."""
 
     tenant_id: str
     key_id: str
     cache_salt: Secret = field(repr=False)  # HMAC of the tenant id: tenants never share prefix-cache blocks
+    organisation_id: str = ""
+    weight: float = 1.0  # of its fair share: twice the weight, twice the tokens
+    band: Band = "standard"
+    models: frozenset[str] | None = None  # names, of adapters too, that this key may use; None is all
+    scopes: frozenset[Scope] = frozenset[Scope](("generate", "usage"))
+    ceilings: Ceilings = Ceilings()
+    limits: tuple[tuple[Level, str, Limits], ...] = ()  # of its key, its tenant, its organisation; each with its id
 
 
 @dataclass(frozen=True, slots=True)

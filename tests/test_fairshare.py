@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from serve.fairshare import Band, Claim, FairShare, FirstCome, Policy
+from serve.fairshare import Claim, FairShare, FirstCome, Policy
+from serve.words import Band
 
 PLACES = 16
 

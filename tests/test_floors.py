@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
     {"words", "errors", "eight_bits"},
     {"settings", "fim", "prompts", "schemas", "plan", "fairshare"},
-    {"starcoder"},
+    {"starcoder", "database", "migrations"},
     {"tokens", "tenants", "weights", "logs", "tracing", "engines"},
     {"answers"},
     {"request"},
@@ -40,6 +40,8 @@ ROOMS_OF = {
     "safetensors": {"weights/pickles.py"},
     "transformers": {"weights/package.py", "bench/static_run.py", "bench/tiny_model.py"},
     "opentelemetry": {"tracing.py"},
+    "sqlalchemy": {"database.py", "migrations", "tenants", "ledger"}, "alembic": {"database.py", "migrations"},
+    "redis": {"limitstore"},
     "huggingface_hub": {"weights/hub.py", "weights/refusals.py"}, "httpx2": {"weights/hub.py", "weights/refusals.py"},
     "scipy": {"bench"}, "ddsketch": {"bench"}, "aiohttp": {"bench"},
 }  # fmt: skip
