@@ -25,6 +25,7 @@ def starserve(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(2400)  # it installs two peers, and starts eight servers one after the other
 def test_every_rung_answers_the_whole_trace_and_nothing_is_left_running(tmp_path: Path) -> None:
     subprocess.run([PEERS / "setup"], check=True)
     assert starserve("model", "prepare", cache=tmp_path).returncode == 0
