@@ -10,6 +10,9 @@ ServeError
 ├── MethodNotAllowed      405 method_not_allowed
 ├── BodyTooSlow           408 request_timeout
 ├── BodyTooLarge          413 body_too_large
+├── QueueFull             429 queue_full           too much of this tenant waits already
+├── Overloaded            503 overloaded           too much of everybody waits already
+├── QueueTimeout          503 queue_timeout        it waited for its turn for as long as it may
 ├── AdapterUnavailable    503 adapter_unavailable  its files did not pass the check at the engine's start
 ├── EngineUnavailable     503 engine_unavailable   before the first token: try again
 ├── EngineLost            503 engine_lost          the engine died while it answered
@@ -30,12 +33,14 @@ class ServeError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     outcome: ClassVar[str] = "failed"  # label of logs and metrics: a small closed set
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None  # whole seconds until a repetition may succeed
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message, param)
         self.message = message
         self.param = param
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return self.message
@@ -79,6 +84,18 @@ class BodyTooSlow(ServeError):
 
 class BodyTooLarge(ServeError):
     status, type, code, outcome = 413, "invalid_request_error", "body_too_large", "refused"
+
+
+class QueueFull(ServeError):
+    status, type, code, outcome = 429, "rate_limit_error", "queue_full", "refused"
+
+
+class Overloaded(ServeError):
+    status, code, outcome = 503, "overloaded", "refused"
+
+
+class QueueTimeout(ServeError):
+    status, code, outcome = 503, "queue_timeout", "refused"
 
 
 class AdapterUnavailable(ServeError):

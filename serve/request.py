@@ -19,7 +19,7 @@ from serve.prompts import Prompts
 from serve.settings import Model
 from serve.tokens import TokenizerPool, Vocabulary
 from serve.tracing import Traces
-from serve.words import Ask, Event, Job, Record, Rendered, Sampling, Tenant
+from serve.words import Ask, Event, Job, Record, Rendered, Sampling, Share, Tenant
 
 Observe = Callable[[Record], None]
 RAW_COMPLETION_TOKENS = 16  # OpenAI's default of the raw completion form
@@ -105,7 +105,8 @@ class Corridor:
                 stop_token_ids=tuple(dict.fromkeys(sampling.stop_token_ids + ends)),
                 max_tokens=_max_tokens(ask, len(ids), served.model.context_tokens),
             )
-            jobs.append(Job(f"{request_id}-{len(jobs)}", ids, sampled, tenant.cache_salt, traceparent, served.adapter))
+            job_id, share = f"{request_id}-{len(jobs)}", Share(tenant.tenant_id, tenant.weight, tenant.band)
+            jobs.append(Job(job_id, ids, sampled, tenant.cache_salt, traceparent, served.adapter, share))
         return jobs
 
     async def _prompts(self, ask: Ask, served: Served) -> list[tuple[tuple[int, ...], Rendered | None]]:

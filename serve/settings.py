@@ -115,6 +115,17 @@ class Profile(_Frozen):
     repetition_penalty: float | None = Field(None, gt=0, description="Above 1: against all tokens so far.")
 
 
+class Queue(_Frozen):
+    """The fair queue in front of each engine."""
+
+    policy: Literal["fair", "fcfs"] = Field("fair", description="fcfs: in order of arrival, whoever asks.")
+    starvation_share: float = Field(0.05, ge=0, le=0.5, description="Of the service: what a waiting lower band gets.")
+    reserve: int = Field(0, ge=0, description="Sequences beyond max_num_seqs, kept free for band interactive.")
+    tenant_jobs: int = Field(1024, ge=1, description="Most jobs of one tenant that may wait for one engine.")
+    jobs: int = Field(8192, ge=1, description="Most jobs that may wait for one engine.")
+    wait_s: float = Field(60, gt=0, description="Longest wait for a turn; what is expected to wait longer is refused.")
+
+
 class Engine(_Frozen):
     device: Literal["cpu", "gpu"] = Field("gpu", description="What vLLM was built for.")
     replicas: int = Field(1, ge=1, description="Engines of this model; throughput comes from here.")
@@ -133,6 +144,7 @@ class Engine(_Frozen):
         20, ge=0, le=1000, description="Most milliseconds that tokens wait to share a message under load; 0 is never."
     )
     start_timeout_s: float = Field(900, gt=0, description="Seconds an engine may take to load.")
+    queue: Queue = Queue()
     vllm: dict[str, Any] = Field(default_factory=dict, description="Any other AsyncEngineArgs field, by its own name.")
 
     @property

@@ -167,9 +167,17 @@ class Ask:
     tools_ignored: bool = False  # chat: tools were offered; this server never calls one
 
 
+class Share(NamedTuple):
+    """Whose share of an engine a job takes. `weight`: twice the weight, twice the tokens."""
+
+    tenant_id: str = ""
+    weight: float = 1.0
+    band: Band = "standard"
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one engine is asked to do: token ids in, and how to sample. No identity but the salt."""
+    """What one engine is asked to do: token ids in, how to sample, and whose turn it takes."""
 
     job_id: str
     prompt_ids: tuple[int, ...] = field(repr=False)
@@ -177,6 +185,7 @@ class Job:
     cache_salt: Secret = field(repr=False)
     traceparent: str | None = None  # W3C trace context of the request
     adapter: str | None = None  # name of a LoRA adapter of the engine's model
+    share: Share = field(default=Share())
 
 
 class TokenLogprob(NamedTuple):

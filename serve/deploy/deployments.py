@@ -18,6 +18,7 @@ from serve import app as application
 from serve.deploy.handle import Failure, RayEngine
 from serve.deploy.instance import NOT_STARTED
 from serve.deploy.metrics import RequestMetrics
+from serve.engines.turns import Turns
 from serve.engines.vllm import VllmEngine
 from serve.errors import EngineLost, EngineUnavailable, ServeError
 from serve.logs import logger, write_line
@@ -59,9 +60,10 @@ class EngineReplica:
         try:
             await asyncio.to_thread(verify, folder)
             self._traces = Traces(tracing, "engine")
-            self._engine = VllmEngine(model, folder, metrics_through_ray=True, ranks=_ranks(model, folder))
-            await self._engine.warm_up()
-            for name, reason in (await self._engine.load_adapters()).items():
+            self._vllm = VllmEngine(model, folder, metrics_through_ray=True, ranks=_ranks(model, folder))
+            self._engine = Turns(self._vllm, model.engine.queue, model.engine.max_num_seqs)
+            await self._vllm.warm_up()
+            for name, reason in (await self._vllm.load_adapters()).items():
                 write_line(f"not served: {model.name}: adapter {name}: vLLM refuses it: {reason}")
         except Exception as e:
             # Serve keeps the reason to itself; this line is what the operator sees.
@@ -94,8 +96,8 @@ class EngineReplica:
         return None
 
     async def running(self) -> int:
-        """Requests in the engine, for tests and operators."""
-        return self._engine.running
+        """Requests in the engine and in line for it, for tests and operators."""
+        return self._vllm.running + self._engine.waiting
 
     async def check_health(self) -> None:
         await self._engine.check()

@@ -22,14 +22,15 @@ class Failure(NamedTuple):
     kind: str
     message: str
     param: str | None
+    retry_after_s: int | None = None
 
     @classmethod
     def of(cls, error: ServeError) -> Failure:
-        return cls(type(error).__name__, error.message, error.param)
+        return cls(type(error).__name__, error.message, error.param, error.retry_after_s)
 
     def error(self) -> ServeError:
         kind: type[ServeError] = getattr(errors, self.kind)
-        return kind(self.message, self.param)
+        return kind(self.message, self.param, self.retry_after_s)
 
 
 class RayEngine:

@@ -77,7 +77,8 @@ def engine_arguments(model: Model, folder: Path, ranks: Mapping[str, int], dummy
         "model": str(folder), "load_format": "safetensors", "trust_remote_code": False,
         "served_model_name": model.name, "max_model_len": model.context_tokens, "dtype": engine.dtype,
         "tensor_parallel_size": engine.tensor_parallel_size,
-        "pipeline_parallel_size": engine.pipeline_parallel_size, "max_num_seqs": engine.max_num_seqs,
+        "pipeline_parallel_size": engine.pipeline_parallel_size,
+        "max_num_seqs": engine.max_num_seqs + engine.queue.reserve,
         "enforce_eager": engine.enforce_eager, "enable_log_requests": False,
     }  # fmt: skip
     # Other backends skip keywords of a schema that they do not know; free whitespace lets a model write nothing else.
