@@ -9,9 +9,10 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from serve.engines.base import Engine
+from serve.jobs import Served
 from serve.logs import logger
 from serve.prompts import Prompts
-from serve.request import Corridor, Observe, Served
+from serve.request import Corridor, Observe
 from serve.settings import Model, Settings
 from serve.tenants import Tenants
 from serve.tokens import TokenizerPool, Vocabulary

@@ -10,10 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
     {"words", "errors", "eight_bits"},
-    {"settings", "fim", "prompts", "schemas", "plan", "fairshare"},
+    {"settings", "fim", "prompts", "schemas", "plan", "fairshare", "rights"},
     {"starcoder", "database", "migrations"},
     {"tokens", "tenants", "weights", "logs", "tracing", "engines"},
-    {"answers"},
+    {"answers", "jobs"},
     {"request"},
     {"wire"},
     {"app"},

@@ -70,7 +70,7 @@ class _Work:
         record = Record(request_id, ask.form, request_id)
         events = await collect(self._local.corridor.answer(ask, self._tenant, record))
         self._tokens += record.output_tokens
-        spell = self._local.corridor.find(ask.model).vocabulary.spell
+        spell = self._local.corridor.served[ask.model].vocabulary.spell
         return Reply(ask, request_id, spell).whole(events)
 
     def _tell(self, at_last: bool = False) -> None:

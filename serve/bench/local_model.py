@@ -38,7 +38,9 @@ class LocalModel:
     async def jobs(self, question: Question) -> list[Job]:
         """What the engine gets for a question: rendered, counted, within the context."""
         ask = self.ask(question)
-        return await self.corridor.jobs(ask, tenant(), self.corridor.find(ask.model), secrets.token_hex(12))
+        somebody = tenant()
+        served = self.corridor.find(ask.model, somebody)
+        return await self.corridor.maker.jobs(ask, somebody, served, secrets.token_hex(12))
 
 
 def every_token(model: Model) -> Model:

@@ -24,6 +24,7 @@ from serve.errors import (
     ServeError,
 )
 from serve.request import Corridor
+from serve.rights import may_use
 from serve.settings import Caps, Settings
 from serve.tenants import Tenants
 from serve.tokens import TokenizerPool
@@ -79,7 +80,7 @@ class Api:
                 tenant = self.tenant(request)
                 record.tenant_id, record.key_id = tenant.tenant_id, tenant.key_id
                 ask = await self._ask(form, request)
-                served = self._corridor.find(ask.model)
+                served = self._corridor.find(ask.model, tenant)
             except ServeError as e:
                 self._corridor.refuse(record, e)
                 raise
@@ -116,14 +117,13 @@ class Api:
 
     async def models(self, request: Request) -> JSONResponse:
         """The models of this server."""
-        self.tenant(request)
-        cards = [model_card(s.model, self._created, s.adapter) for s in self._corridor.served.values()]
+        tenant, served = self.tenant(request), self._corridor.served
+        cards = [model_card(s.model, self._created, s.adapter) for name, s in served.items() if may_use(tenant, name)]
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request, model_id: str) -> JSONResponse:
         """One model: context length, templates, profiles, and its licence and model card as they came with it."""
-        self.tenant(request)
-        served = self._corridor.find(model_id)
+        served = self._corridor.find(model_id, self.tenant(request))
         card = model_card(served.model, self._created, served.adapter)
         return JSONResponse({**card, "licence_details": served.licence})
 
