@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ class RayEngine:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
         self._streams: Any = handle.options(stream=True)
+        self._asking: asyncio.Future[None] | None = None  # whether the engine lives: what those who wait asked last
+        self._asked_s = 0.0
 
     async def check(self) -> None:
         calling: Any = self._handle.check.remote()
@@ -84,9 +87,17 @@ class RayEngine:
                 if done:
                     first: Event | Failure = waiting.result()
                     return first
-                await self.check()
+                await self._lives()
         finally:
             waiting.cancel()
+
+    async def _lives(self) -> None:
+        """As `check`, but asked once for all who wait: there may be thousands in line."""
+        now_s = time.monotonic()
+        if self._asking is None or now_s - self._asked_s > PATIENCE_S / 2:
+            self._asked_s, self._asking = now_s, asyncio.ensure_future(self.check())
+            self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())  # somebody saw it
+        await asyncio.shield(self._asking)
 
 
 async def _result(calling: Any) -> Failure | None:
