@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple, Protocol
@@ -22,6 +23,12 @@ from serve.words import BANDS, Band
 
 PROMPT_COST, OUTPUT_COST = 1.0, 2.0
 _KEPT_IDLE = 1024  # counters of tenants with nothing to do; more are swept
+
+
+def jain(shares: Sequence[float]) -> float:
+    """Jain's index of fairness: 1 where all are equal, 1/n where one has everything."""
+    squares = sum(x * x for x in shares)
+    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
 
 
 class Claim(NamedTuple):

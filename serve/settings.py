@@ -187,6 +187,7 @@ class Settings(_Frozen):
     caps: Caps = Caps()
     logs: Literal["json", "text"] = Field("json", description="Style of the one line per request.")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="Prometheus port on loopback; else a free one.")
+    metrics_tenants: int = Field(200, ge=0, description="Tenants with metrics of their own; others share one label.")
     tracing: Tracing = Tracing()
     models: Annotated[tuple[Model, ...], Field(min_length=1, description="The models, each with its own engines.")]
 

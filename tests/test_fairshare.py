@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from serve.fairshare import Claim, FairShare, FirstCome, Policy
+from serve.fairshare import Claim, FairShare, FirstCome, Policy, jain
 from serve.words import Band
 
 PLACES = 16
@@ -115,3 +115,9 @@ def test_a_job_that_left_gets_no_turn_and_one_for_several_places_waits_for_them(
     assert last is not None
     assert last.job_id == "2"
     assert fair.pop(16) is None
+
+
+def test_jains_index_is_1_for_equals_and_1_in_n_for_one_who_has_all() -> None:
+    assert jain([3, 3, 3]) == pytest.approx(1)
+    assert jain([9, 0, 0]) == pytest.approx(1 / 3)
+    assert jain([0, 0]) == 1

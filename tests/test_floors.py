@@ -21,7 +21,7 @@ FLOORS = (
     {"check", "bench"},
     {"__main__"},
 )
-WITHIN = {"engines": ["base", "fake", "backlog", "turns", "outputs", "warm", "arguments", "vllm"],
+WITHIN = {"engines": ["base", "fake", "backlog", "evenness", "turns", "outputs", "warm", "arguments", "vllm"],
           "weights": ["adapters", "manifest", "wanted", "disk", "child", "package", "refusals", "hub", "pickles",
                       "prepare"],
           "bench": ["stream", "arrivals", "client", "scheduling", "load", "summary", "service", "shapes", "machine",

@@ -69,9 +69,3 @@ def at_work(samples: Sequence[Sample], window: Window, every_s: float = 0.25) ->
         sum(1 for s in samples if s.first_s is not None and s.last_s is not None and s.first_s <= t < s.last_s)
         for t in times
     ]
-
-
-def jain(shares: Sequence[float]) -> float:
-    """Jain's index of fairness: 1 where all are equal, 1/n where one has everything."""
-    squares = sum(x * x for x in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0

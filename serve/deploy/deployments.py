@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from serve import app as application
 from serve.deploy.handle import Failure, RayEngine
 from serve.deploy.instance import NOT_STARTED
-from serve.deploy.metrics import RequestMetrics
+from serve.deploy.metrics import QueueMetrics, RequestMetrics
 from serve.engines.turns import Turns
 from serve.engines.vllm import VllmEngine
 from serve.errors import EngineLost, EngineUnavailable, ServeError
@@ -29,6 +29,7 @@ from serve.weights.adapters import checked
 from serve.weights.manifest import verify
 from serve.words import Event, Job, Record
 
+METRICS_EVERY_S = 5.0
 UNBOUNDED = 100_000  # of the queues in a row only our own may be deep; Serve's must never fill first
 
 
@@ -44,7 +45,7 @@ class RouterReplica:
     def __serve_build_asgi_app__(self) -> Any:
         engines = {m.name: RayEngine(self._handles[f"engine_{i}"]) for i, m in enumerate(self._settings.models)}
         tenants = Tenants.read(self._keys)
-        log, metrics = logger(self._settings.logs), RequestMetrics()
+        log, metrics = logger(self._settings.logs), RequestMetrics(self._settings.metrics_tenants)
 
         def observe(record: Record) -> None:
             log(record)
@@ -65,10 +66,16 @@ class EngineReplica:
             await self._vllm.warm_up()
             for name, reason in (await self._vllm.load_adapters()).items():
                 write_line(f"not served: {model.name}: adapter {name}: vLLM refuses it: {reason}")
+            self._telling = asyncio.create_task(self._tell(QueueMetrics(model.name)))
         except Exception as e:
             # Serve keeps the reason to itself; this line is what the operator sees.
             write_line(f"{NOT_STARTED} {model.name}: {' '.join(str(e).split())}")
             raise
+
+    async def _tell(self, metrics: QueueMetrics) -> None:
+        while True:
+            metrics(self._engine)
+            await asyncio.sleep(METRICS_EVERY_S)
 
     async def generate(self, job: Job) -> AsyncGenerator[Event | Failure, None]:
         events, spans, made = self._engine.generate(job), self._traces.job(job.traceparent), 0

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from ray.util.metrics import Counter, Histogram
+from ray.util.metrics import Counter, Gauge, Histogram
 
+from serve.engines.turns import Turns
 from serve.words import Record
 
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0]
+OTHER_TENANTS = "_other"  # no tenant's id: those begin with a letter or a digit
 _TPOT_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0]
+
+
+class _Tenants:
+    """Labels for the first so many tenants; those that come later share one, so that series stay bounded."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._known = most, set[str]()
+
+    def label(self, tenant_id: str | None) -> str:
+        if not tenant_id or tenant_id in self._known:
+            return tenant_id or ""
+        if len(self._known) >= self._most:
+            return OTHER_TENANTS
+        self._known.add(tenant_id)
+        return tenant_id
 
 
 class RequestMetrics:
     """Counts and times of all requests of one router. Labels come from closed sets: no text, no ids of requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, tenants: int) -> None:
+        """`tenants`: how many have series of their own."""
+        self._tenants = _Tenants(tenants)
         who = ("model", "tenant")
         self._requests = Counter(
             "starserve_requests",
@@ -23,14 +42,14 @@ class RequestMetrics:
         self._prompt_tokens = Counter("starserve_prompt_tokens", "Prompt tokens of admitted requests.", who)
         self._cached_tokens = Counter("starserve_cached_tokens", "Prompt tokens that the prefix cache had.", who)
         self._output_tokens = Counter("starserve_output_tokens", "Tokens made, of broken-off answers too.", who)
-        self._ttft_s = Histogram("starserve_ttft_seconds", "Time to first token.", _SECONDS, ("model",))
-        self._tpot_s = Histogram("starserve_tpot_seconds", "Time per output token.", _TPOT_SECONDS, ("model",))
-        self._queue_s = Histogram("starserve_queue_seconds", "Wait for the engine's first step.", _SECONDS, ("model",))
+        self._ttft_s = Histogram("starserve_ttft_seconds", "Time to first token.", _SECONDS, who)
+        self._tpot_s = Histogram("starserve_tpot_seconds", "Time per output token.", _TPOT_SECONDS, who)
+        self._queue_s = Histogram("starserve_queue_seconds", "Wait for the engine's first step.", _SECONDS, who)
         self._request_s = Histogram("starserve_request_seconds", "Whole duration.", _SECONDS, ("model",))
 
     def __call__(self, record: Record) -> None:
         model = {"model": record.model or ""}
-        who = {**model, "tenant": record.tenant_id or ""}
+        who = {**model, "tenant": self._tenants.label(record.tenant_id)}
         self._requests.inc(1, {**who, "form": record.form, "outcome": record.outcome, "code": record.code or ""})
         for counter, tokens in (
             (self._prompt_tokens, record.prompt_tokens),
@@ -43,6 +62,31 @@ class RequestMetrics:
             (self._ttft_s, record.ttft_s), (self._tpot_s, record.tpot_s), (self._queue_s, record.queue_s),
         ):  # fmt: skip
             if seconds is not None:
-                histogram.observe(seconds, model)
+                histogram.observe(seconds, who)
         if record.model:
             self._request_s.observe(record.duration_s, model)
+
+
+class QueueMetrics:
+    """The fair queue of one engine replica."""
+
+    def __init__(self, model: str) -> None:
+        self._model = {"model": model}
+        self._waiting = Gauge("starserve_queue_jobs", "Jobs that wait for their turn.", ("model",))
+        self._at_work = Gauge("starserve_engine_sequences", "Sequences that the engine works on.", ("model",))
+        self._service = Gauge(
+            "starserve_engine_service", "Speed while at work: prompt tokens plus twice output tokens, per second.",
+            ("model",),
+        )  # fmt: skip
+        self._evenness = Gauge(
+            "starserve_fair_share_jain", "Jain's index of service by weight over tenants that waited all the time.",
+            ("model",),
+        )  # fmt: skip
+
+    def __call__(self, turns: Turns) -> None:
+        self._waiting.set(turns.waiting, self._model)
+        self._at_work.set(turns.at_work, self._model)
+        if (speed := turns.service_per_s) is not None:
+            self._service.set(speed, self._model)
+        if (evenness := turns.evenness()) is not None:
+            self._evenness.set(evenness, self._model)

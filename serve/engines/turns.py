@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from serve.engines.backlog import Backlog
 from serve.engines.base import Engine
+from serve.engines.evenness import Evenness
 from serve.errors import Overloaded, QueueFull, QueueTimeout, ServeError
 from serve.fairshare import OUTPUT_COST, PROMPT_COST, Claim, FairShare, FirstCome, Policy
 from serve.settings import Queue
@@ -41,7 +42,7 @@ class Turns:
     def __init__(self, engine: Engine, queue: Queue, places: int, policy: Policy | None = None) -> None:
         self._engine, self._queue, self._places = engine, queue, places
         self._policy = policy or policy_of(queue)
-        self._backlog = Backlog()
+        self._backlog, self._evenness = Backlog(), Evenness()
         self._waiting = dict[str, dict[str, _Waiter]]()  # by tenant, then by job, in order of arrival
         self._waiters = 0
         self.at_work = 0  # sequences
@@ -59,8 +60,9 @@ class Turns:
         """How fast the engine works, as the fair queue counts: a prompt token 1, an output token 2. None: not known."""
         return self._backlog.speed.per_s
 
-    def waiting_by_tenant(self) -> dict[str, int]:
-        return {tenant: len(jobs) for tenant, jobs in self._waiting.items()}
+    def evenness(self) -> float | None:
+        """Jain's index of the service by weight, since the last call, over those who waited all the time."""
+        return self._evenness.close(self._waiting)
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
         asked_s, waiter = time.monotonic(), self._enter(job)
@@ -73,12 +75,12 @@ class Turns:
                 async for event in events:
                     if event.start:
                         self._policy.cached(claim, event.start.cached_tokens)
-                        self._served(PROMPT_COST * (event.start.prompt_tokens - event.start.cached_tokens))
+                        self._served(claim, PROMPT_COST * (event.start.prompt_tokens - event.start.cached_tokens))
                         event = event._replace(start=event.start._replace(queue_s=event.start.queue_s + waited_s))
                     if event.token_ids:
                         made += len(event.token_ids)
                         self._policy.made(claim, len(event.token_ids))
-                        self._served(OUTPUT_COST * len(event.token_ids))
+                        self._served(claim, OUTPUT_COST * len(event.token_ids))
                     if event.usage:
                         # Its places are free, whenever the reader comes for the rest.
                         whole = True
@@ -95,6 +97,8 @@ class Turns:
         claim = Claim(job.job_id, share.tenant_id, share.weight, share.band, len(job.prompt_ids), sequences)
         self._make_room(claim)
         waiter = _Waiter(claim, asyncio.get_running_loop().create_future())
+        if share.tenant_id not in self._waiting:
+            self._evenness.content(share.tenant_id)
         self._waiting.setdefault(share.tenant_id, {})[job.job_id] = waiter
         self._waiters += 1
         self._backlog.add(claim, job.sampling.max_tokens or 1)
@@ -160,8 +164,9 @@ class Turns:
             if not waiter.turn.done():
                 waiter.turn.set_result(None)
 
-    def _served(self, cost: float) -> None:
+    def _served(self, claim: Claim, cost: float) -> None:
         self._backlog.speed.made(cost, time.monotonic())
+        self._evenness.served(claim.tenant, cost, claim.weight)
 
     def _out_of_line(self, waiter: _Waiter) -> None:
         claim = waiter.claim
@@ -169,6 +174,7 @@ class Turns:
         del line[claim.job_id]
         if not line:
             del self._waiting[claim.tenant]
+            self._evenness.content(claim.tenant)
         self._waiters -= 1
         self._backlog.remove(claim)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.bench.service import Window, at_work, jain, least_waiting, output_tokens, service
+from serve.bench.service import Window, at_work, least_waiting, output_tokens, service
 from serve.bench.stream import Sample
 
 
@@ -31,9 +31,3 @@ def test_waiting_is_told_by_the_emptiest_moment_of_each_second() -> None:
 
 def test_answers_at_work_are_those_between_first_and_last_token() -> None:
     assert at_work([answer(0, 1, 3), answer(0, 2, 4)], Window(0, 5), every_s=1) == [0, 1, 2, 1, 0]
-
-
-def test_jains_index_is_1_for_equals_and_1_in_n_for_one_who_has_all() -> None:
-    assert jain([3, 3, 3]) == pytest.approx(1)
-    assert jain([9, 0, 0]) == pytest.approx(1 / 3)
-    assert jain([0, 0]) == 1

@@ -105,12 +105,18 @@ async def test_two_that_always_wait_get_tokens_by_their_weights(weight: float) -
         while True:
             await line.ask(job(tenant, tokens, weight))
 
+    line.turns.evenness()
     heavy = [asyncio.create_task(keep_asking("heavy", 40, weight)) for _ in range(16)]
     light = [asyncio.create_task(keep_asking("light", 5, 1.0)) for _ in range(16)]
     async with asyncio.timeout(20):
         while made < 6000:
             await asyncio.sleep(0.01)
+            if made < 500 <= line.tokens.total():
+                assert line.turns.evenness() is None  # they began to wait in this window
             made = line.tokens.total()
+    evenness = line.turns.evenness()
+    assert evenness is not None
+    assert evenness > 0.98
     await ended(*heavy, *light)
     # A prompt of 3 costs as much as 1.5 tokens: per answer 41.5 are charged to one, 6.5 to the other.
     ratio = line.tokens["heavy"] * 41.5 / 40 / (line.tokens["light"] * 6.5 / 5)
