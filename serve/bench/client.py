@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,11 +42,14 @@ class Client:
     ) -> None:
         await self._session.close()
 
-    async def send(self, request: Request, tenant: str, intended_s: float) -> Sample:
-        """One request, streamed and with usage. Times are those of `time.perf_counter`. It never raises."""
-        sample = Sample(tenant, intended_s)
+    async def send(self, request: Request, sample: Sample) -> None:
+        """One request, streamed and with usage. Times are those of `time.perf_counter`. It raises nothing.
+
+        The sample shows at every moment what came so far. Cancelled, it is `cut`.
+        """
         reading = Reading(sample, int(request.body.get("n") or 1))
-        body = {**request.body, "stream": True, "stream_options": {"include_usage": True}}
+        options = {"include_usage": True, **request.body.get("stream_options", {})}
+        body = {**request.body, "stream": True, "stream_options": options}
         sample.sent_s = time.perf_counter()
         try:
             async with self._session.post(self._address + request.path, json=body) as answer:
@@ -61,4 +65,8 @@ class Client:
             reading.failed("unreachable")
         except (aiohttp.ClientError, OSError):
             reading.failed("truncated" if sample.status else "unreachable")
-        return reading.close(time.perf_counter())
+        except asyncio.CancelledError:
+            reading.failed("cut")
+            raise
+        finally:
+            reading.close(time.perf_counter())

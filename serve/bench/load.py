@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
 from serve.bench.arrivals import Arrivals, Closed
@@ -23,6 +23,7 @@ class Load:
     arrivals: Arrivals
     requests: Callable[[random.Random], Request]
     key: str = ""
+    address: str = ""  # of a server of its own; else that of the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +37,27 @@ class Ran:
     client_wait_s: float = 0.0  # ready to run, but the machine ran something else
 
 
-async def run(address: str, loads: Sequence[Load], for_s: float, seed: int, most: int | None = None) -> Ran:
-    """Send for `for_s` seconds (or `most` requests of each tenant), then wait for the answers."""
+async def run(
+    address: str, loads: Sequence[Load], for_s: float, seed: int, most: int | None = None, cut: bool = False
+) -> Ran:
+    """Send for `for_s` seconds (or `most` requests of each tenant), then wait for the answers; or `cut` them off.
+
+    A load may have an address of its own.
+    """
     samples, cpu, waited = list[Sample](), time.process_time(), waited_s()
     async with AsyncExitStack() as stack:
         stack.enter_context(first_in_line())
-        clients = [await stack.enter_async_context(Client(address, load.key)) for load in loads]
+        clients = [await stack.enter_async_context(Client(load.address or address, load.key)) for load in loads]
         began = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for load, client in zip(loads, clients, strict=True):
-                draw = random.Random(f"{seed}/{load.tenant}")
-                if isinstance(load.arrivals, Closed):
-                    for _ in range(load.arrivals.users):
-                        group.create_task(_user(load, client, draw, began + for_s, most, samples))
-                else:
-                    group.create_task(_planned(load, client, draw, began, for_s, most, samples))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(for_s if cut else None), asyncio.TaskGroup() as group:
+                for load, client in zip(loads, clients, strict=True):
+                    draw = random.Random(f"{seed}/{load.tenant}")
+                    if isinstance(load.arrivals, Closed):
+                        for _ in range(load.arrivals.users):
+                            group.create_task(_user(load, client, draw, began + for_s, most, samples))
+                    else:
+                        group.create_task(_planned(load, client, draw, began, for_s, most, samples))
     wall_s = time.perf_counter() - began
     return Ran(samples, began, wall_s, time.process_time() - cpu, waited_s() - waited)
 
@@ -81,4 +88,6 @@ async def _user(
 
 
 async def _one(client: Client, request: Request, tenant: str, intended: float, samples: list[Sample]) -> None:
-    samples.append(await client.send(request, tenant, intended))
+    sample = Sample(tenant, intended)
+    samples.append(sample)
+    await client.send(request, sample)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Outcome = Literal["done", "refused", "error", "truncated", "unreadable", "unreachable", "timeout"]
+# cut: the run ended before the answer did
+Outcome = Literal["done", "refused", "error", "truncated", "unreadable", "unreachable", "timeout", "cut"]
 
 
 @dataclass(slots=True)

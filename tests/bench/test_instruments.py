@@ -74,6 +74,21 @@ async def test_a_stream_that_is_cut_in_the_middle_is_counted_as_failed(words_fol
     assert (numbers.requests_s, numbers.output_tokens_s) == (0.0, 0.0)
 
 
+async def test_a_run_that_is_cut_off_tells_what_came_until_then(words_folder: Path) -> None:
+    def counted(draw: random.Random) -> Request:
+        request = new_prompt(draw)
+        return Request(request.path, {**request.body, "stream_options": {"continuous_usage_stats": True}})
+
+    with KnownServer(words_folder, ttft_s=0.1, tpot_s=0.1, slots=1) as server:
+        load = Load("t", Closed(3), counted, server.key)
+        ran = await run(server.address, [load], for_s=1.05, seed=0, cut=True)
+    assert ran.wall_s < 2  # nobody waited for 20 tokens
+    first, *waiting = sorted(ran.samples, key=lambda s: -s.output_tokens)
+    assert first.outcome == "cut"
+    assert 3 <= first.output_tokens <= 10
+    assert {(s.outcome, s.output_tokens) for s in waiting} == {("cut", 0)}
+
+
 async def test_open_loop_arrivals_see_the_queue_of_a_slow_server_and_a_closed_loop_does_not(words_folder: Path) -> None:
     # One at a time, 0.1 s each: 10 per second can be answered, 20 per second are due.
     answer = {"ttft_s": 0.1, "tpot_s": 0.0, "slots": 1}
