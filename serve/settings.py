@@ -287,6 +287,7 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     rooms: dict[str, type[BaseModel]] = {
         "http": Http, "router": Router, "caps": Caps, "tracing": Tracing, "models": Model, "source": Source,
         "templates": Templates, "defaults": Defaults, "profiles": Profile, "adapters": Adapter, "engine": Engine,
+        "queue": Queue,
     }  # fmt: skip
     for part in location:
         here = rooms.get(str(part), here)

@@ -216,6 +216,13 @@ class Usage(NamedTuple):
     cached_tokens: int
 
 
+class Counted(NamedTuple):
+    """What an engine counted for one job. `finished`: it will not grow any more."""
+
+    usage: Usage
+    finished: bool
+
+
 class Event(NamedTuple):
     """A piece of an answer. Token ids, text and logprobs are what is new since the last event of the same choice.
 

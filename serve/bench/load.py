@@ -24,6 +24,7 @@ class Load:
     requests: Callable[[random.Random], Request]
     key: str = ""
     address: str = ""  # of a server of its own; else that of the run
+    after_s: float = 0.0  # how much later than the others it begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,18 @@ class Ran:
 
 
 async def run(
-    address: str, loads: Sequence[Load], for_s: float, seed: int, most: int | None = None, cut: bool = False
+    address: str,
+    loads: Sequence[Load],
+    for_s: float,
+    seed: int,
+    most: int | None = None,
+    cut: bool = False,
+    leader: str | None = None,
 ) -> Ran:
-    """Send for `for_s` seconds (or `most` requests of each tenant), then wait for the answers; or `cut` them off.
+    """Send for `for_s` seconds (or `most` requests of each tenant or user), then wait for the answers.
 
-    A load may have an address of its own.
+    `cut`: what is unanswered after `for_s` seconds is cut off. `leader`: as soon as this tenant has all its answers,
+    what the others still wait for is cut off.
     """
     samples, cpu, waited = list[Sample](), time.process_time(), waited_s()
     async with AsyncExitStack() as stack:
@@ -51,13 +59,19 @@ async def run(
         began = time.perf_counter()
         with suppress(TimeoutError):
             async with asyncio.timeout(for_s if cut else None), asyncio.TaskGroup() as group:
+                sending = list[tuple[str, asyncio.Task[None]]]()
                 for load, client in zip(loads, clients, strict=True):
-                    draw = random.Random(f"{seed}/{load.tenant}")
+                    draw, begins = random.Random(f"{seed}/{load.tenant}"), began + load.after_s
                     if isinstance(load.arrivals, Closed):
-                        for _ in range(load.arrivals.users):
-                            group.create_task(_user(load, client, draw, began + for_s, most, samples))
+                        users = [_user(load, client, draw, begins, for_s, most, samples)
+                                 for _ in range(load.arrivals.users)]  # fmt: skip
                     else:
-                        group.create_task(_planned(load, client, draw, began, for_s, most, samples))
+                        users = [_planned(load, client, draw, begins, for_s, most, samples)]
+                    sending += [(load.tenant, group.create_task(user)) for user in users]
+                if leader is not None:
+                    await asyncio.wait([task for tenant, task in sending if tenant == leader])
+                    for _, task in sending:
+                        task.cancel()
     wall_s = time.perf_counter() - began
     return Ran(samples, began, wall_s, time.process_time() - cpu, waited_s() - waited)
 
@@ -79,10 +93,12 @@ async def _planned(
 
 
 async def _user(
-    load: Load, client: Client, draw: random.Random, until: float, most: int | None, samples: list[Sample]
-) -> None:
+    load: Load, client: Client, draw: random.Random, began: float, for_s: float, most: int | None,
+    samples: list[Sample],
+) -> None:  # fmt: skip
+    await asyncio.sleep(max(0.0, began - time.perf_counter()))
     number = 0
-    while time.perf_counter() < until and number != most:
+    while time.perf_counter() < began + for_s and number != most:
         number += 1
         await _one(client, load.requests(draw), load.tenant, time.perf_counter(), samples)
 

@@ -38,6 +38,7 @@ class Rung:
     address: str = ""
     key: str = ""
     behind: Rung | None = None  # the server that this one is a proxy of
+    folder: Path = Path()  # of a stack of ours: the instance's
 
     def cpu_s(self) -> tuple[float, float]:
         """CPU seconds so far of all its processes: of serving, and of the engine core. A proxy serves with both."""
@@ -100,7 +101,8 @@ def stack(settings: Settings, cache: Path, name: str = "starserve") -> Iterator[
     try:
         command = [sys.executable, "-m", "serve", "up", str(config)]
         with started(name, command, port=port, environment=environment) as rung:
-            rung.key = (state / str(port) / "development.key").read_text()
+            rung.folder = state / str(port)
+            rung.key = (rung.folder / "development.key").read_text()
             yield rung
     finally:
         shutil.rmtree(state, ignore_errors=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from serve import app as application
 from serve.deploy.handle import Failure, RayEngine
 from serve.deploy.instance import NOT_STARTED
 from serve.deploy.metrics import QueueMetrics, RequestMetrics
+from serve.engines.receipts import Receipts
 from serve.engines.turns import Turns
 from serve.engines.vllm import VllmEngine
 from serve.errors import EngineLost, EngineUnavailable, ServeError
@@ -27,7 +28,7 @@ from serve.tenants import Tenants
 from serve.tracing import Traces
 from serve.weights.adapters import checked
 from serve.weights.manifest import verify
-from serve.words import Event, Job, Record
+from serve.words import Counted, Event, Job, Record
 
 METRICS_EVERY_S = 5.0
 UNBOUNDED = 100_000  # of the queues in a row only our own may be deep; Serve's must never fill first
@@ -62,7 +63,8 @@ class EngineReplica:
             await asyncio.to_thread(verify, folder)
             self._traces = Traces(tracing, "engine")
             self._vllm = VllmEngine(model, folder, metrics_through_ray=True, ranks=_ranks(model, folder))
-            self._engine = Turns(self._vllm, model.engine.queue, model.engine.max_num_seqs)
+            self._turns = Turns(self._vllm, model.engine.queue, model.engine.max_num_seqs)
+            self._engine = Receipts(self._turns)
             await self._vllm.warm_up()
             for name, reason in (await self._vllm.load_adapters()).items():
                 write_line(f"not served: {model.name}: adapter {name}: vLLM refuses it: {reason}")
@@ -74,7 +76,7 @@ class EngineReplica:
 
     async def _tell(self, metrics: QueueMetrics) -> None:
         while True:
-            metrics(self._engine)
+            metrics(self._turns)
             await asyncio.sleep(METRICS_EVERY_S)
 
     async def generate(self, job: Job) -> AsyncGenerator[Event | Failure, None]:
@@ -102,9 +104,15 @@ class EngineReplica:
             return Failure.of(e)
         return None
 
+    async def counted(self, job_ids: Sequence[str]) -> dict[str, Counted]:
+        return await self._engine.counted(job_ids)
+
+    async def forget(self, job_ids: Sequence[str]) -> None:
+        await self._engine.forget(job_ids)
+
     async def running(self) -> int:
         """Requests in the engine and in line for it, for tests and operators."""
-        return self._vllm.running + self._engine.waiting
+        return self._vllm.running + self._turns.waiting
 
     async def check_health(self) -> None:
         await self._engine.check()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
 from ray.serve.handle import DeploymentHandle
 
 from serve import errors
 from serve.errors import EngineLost, EngineUnavailable, ServeError
-from serve.words import Event, Job
+from serve.words import Counted, Event, Job
 
+BROADCAST_S = 5.0
 PATIENCE_S = 2.0  # how long the first event may take before we ask whether the engine lives
 _UNAVAILABLE = "the engine of this model is not running; it restarts by itself, try again soon"
 
@@ -52,6 +53,23 @@ class RayEngine:
             raise EngineUnavailable(_UNAVAILABLE) from None
         if failure is not None:
             raise failure.error()
+
+    async def counted(self, job_ids: Sequence[str]) -> dict[str, Counted]:
+        """What all replicas of this model know of these jobs."""
+        found = dict[str, Counted]()
+        for told in await self._of_every_replica("counted", list(job_ids)):
+            found |= told
+        return found
+
+    async def forget(self, job_ids: Sequence[str]) -> None:
+        await self._of_every_replica("forget", list(job_ids))
+
+    async def _of_every_replica(self, method: str, job_ids: list[str]) -> list[Any]:
+        try:
+            calling: Any = self._handle.broadcast(method, job_ids)
+            return list(await calling.results_async(timeout_s=BROADCAST_S))
+        except Exception:
+            raise EngineUnavailable(_UNAVAILABLE) from None
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
         stream: Any = self._streams.generate.remote(job)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from serve.words import Event, Job
+from serve.words import Counted, Event, Job
 
 
 class Engine(Protocol):
@@ -21,4 +21,16 @@ class Engine(Protocol):
 
     async def check(self) -> None:
         """Return when a job sent now would be answered; raise EngineUnavailable when not."""
+        ...
+
+
+class CountingEngine(Engine, Protocol):
+    """An engine that can be asked, after a stream broke off, what it made of a job."""
+
+    async def counted(self, job_ids: Sequence[str]) -> dict[str, Counted]:
+        """Of those jobs that reached the engine and were not forgotten. Raises EngineUnavailable."""
+        ...
+
+    async def forget(self, job_ids: Sequence[str]) -> None:
+        """Their counts are in the ledger."""
         ...
