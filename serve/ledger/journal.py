@@ -115,10 +115,13 @@ class Journal:
 
     def close(self, remove: bool) -> None:
         """`remove`: everything is shipped and nothing is open, so that nobody need look for this life."""
-        os.close(self._file)
-        if remove:
-            forget(self.folder, self.life)
-        os.close(self._lock)
+        with self._mutex:
+            if self._file >= 0:
+                os.close(self._file)
+                if remove:
+                    forget(self.folder, self.life)
+                os.close(self._lock)
+            self._file = -1  # a late write fails, rather than go into another's file
 
     def _wait(self, line: bytes) -> bool:
         if len(self._waiting) >= MOST_WAITING:

@@ -106,7 +106,7 @@ class Ledger:
         return self._shipper.flush(timeout_s) and not self._journal.waiting
 
     def stop(self, timeout_s: float = 10.0) -> bool:
-        """Ship what is left and end. What could not be shipped in time stays for the next router that recovers."""
+        """Blocks: ship what is left and end. What cannot be shipped in time stays for a router that recovers it."""
         flushed = self.flush(timeout_s)
         ended = self._shipper.stop()
         if ended:
