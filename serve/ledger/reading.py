@@ -7,7 +7,8 @@ from pathlib import Path
 
 from serve.ledger.journal import Line, parsed, segment
 
-READ_BYTES = 1 << 20
+# Some hundred lines: a group is parsed and written by the interpreter that requests need too.
+READ_BYTES = 1 << 16
 
 
 class Reader:

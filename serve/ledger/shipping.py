@@ -22,6 +22,7 @@ from serve.ledger.tables import write_counts, write_entries, write_marks
 
 POLL_S = 0.2
 LONGEST_WAIT_S = 5.0  # between two tries while the database is away
+LONGEST_REST_S = 0.05  # between two groups of a backlog
 _PATIENCE_MS = 5000  # that PostgreSQL waits for somebody's lock: longer, and it is an outage that is told
 
 
@@ -95,7 +96,7 @@ class Shipper:
         self._say, self._tick, self._removed = say, tick, removed
         self.shipped = self.rejected = 0  # lines
         self._away_s, self._away_since = 0.0, 0.0  # 0: not away
-        self._failures = 0
+        self._failures, self._flushing = 0, False
         self._stop, self._wake, self._idle = threading.Event(), threading.Event(), threading.Condition()
         self._looks = 0  # finished looks that found nothing left
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -118,8 +119,10 @@ class Shipper:
         with self._idle:
             # The look under way may have begun before the last line came: the one after it has seen all.
             wanted = self._looks + 2
+            self._flushing = True
             self._wake.set()
             self._idle.wait_for(lambda: self._looks >= wanted or not self._thread.is_alive(), timeout_s)
+            self._flushing = False
             return self._looks >= wanted
 
     def stop(self) -> bool:
@@ -133,6 +136,7 @@ class Shipper:
         while not self._stop.is_set():
             self._wake.clear()
             self._tick()
+            began = time.monotonic()
             try:
                 found = self._look()
             except (SQLAlchemyError, OSError) as e:
@@ -143,6 +147,9 @@ class Shipper:
                     self._looks += 1
                     self._idle.notify_all()
                 self._wake.wait(POLL_S)
+            elif not self._flushing:
+                # Requests need this interpreter as well: a backlog takes half of its time at most.
+                self._stop.wait(min(time.monotonic() - began, LONGEST_REST_S))
 
     def _look(self) -> int:
         lines = self._reader.read()

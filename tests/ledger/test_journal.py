@@ -121,7 +121,7 @@ def test_a_lost_position_only_means_reading_again(tmp_path: Path) -> None:
 def test_a_flood_of_refusals_has_ten_rows_a_second_per_key_and_the_rest_is_counted(
     make: MakeLedger, database: sa.Engine
 ) -> None:
-    clock = [1_000_000_020.0]  # 20 s before a minute ends
+    clock = [1_000_000_060.0]  # 20 s before a minute ends
     one = make(now=lambda: clock[0])
     for i in range(60_000):  # 2000/s for 30 s
         clock[0] += 1 / 2000
@@ -129,8 +129,8 @@ def test_a_flood_of_refusals_has_ten_rows_a_second_per_key_and_the_rest_is_count
         one.refused(a_record(i, outcome="refused", code=("rate", "quota")[i // 3 % 2], key_id=key))
     assert one.flush(20)
     with database.connect() as connection:
-        of_key = {key: n for key, n in connection.execute(
-            sa.select(ledger.c.key_id, sa.func.count()).group_by(ledger.c.key_id))}  # fmt: skip
+        per_key = sa.select(ledger.c.key_id, sa.func.count().label("rows")).group_by(ledger.c.key_id)
+        of_key = {row["key_id"]: row["rows"] for row in connection.execute(per_key).mappings()}
         counted = connection.execute(sa.select(refusals)).mappings().all()
     assert of_key == {key: pytest.approx(310, abs=2) for key in ("k1", "k2", "")}  # ten at once, then ten a second
     assert len(counted) == 3 * 2 * 2  # keys, reasons, minutes

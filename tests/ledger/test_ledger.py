@@ -48,7 +48,8 @@ def test_a_request_that_reached_the_queue_has_one_row_with_all_that_is_known(
         "closed_s": pytest.approx(time.time(), abs=60), "outcome": outcome, "code": "", "router": record.router,
         "engine": "engine-1", "organisation_id": "org", "tenant_id": "acme", "key_id": "k1", "model": "m",
         "adapter": "", "form": "chat", "template": "", "stream": True, "jobs": 1, "prompt_tokens": 10,
-        "computed_prompt_tokens": 6, "cached_tokens": 4, "output_tokens": 600, "cost": 77, "queue_s": 0.125, "ttft_s": 0.25, "duration_s": 1.5,
+        "computed_prompt_tokens": 6, "cached_tokens": 4, "output_tokens": 600, "cost": 77, "queue_s": 0.125,
+        "ttft_s": 0.25, "duration_s": 1.5,
     }  # fmt: skip
 
 
@@ -194,10 +195,12 @@ def test_a_line_that_was_cut_or_changed_is_seen() -> None:
 
 def test_many_threads_may_write_to_one_journal(make: MakeLedger, database: sa.Engine) -> None:
     one = make(segment_bytes=4096)
-    threads = [
-        threading.Thread(target=lambda t=t: [one.refused(a_record(t * 100 + i, key_id=f"k{t}")) for i in range(10)])
-        for t in range(8)
-    ]
+
+    def refuse_ten(key: int) -> None:
+        for i in range(10):
+            one.refused(a_record(key * 100 + i, key_id=f"k{key}"))
+
+    threads = [threading.Thread(target=refuse_ten, args=(key,)) for key in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
