@@ -15,6 +15,7 @@ from serve import check as checks
 from serve.bench.command import cli as bench_cli
 from serve.deploy.instance import Instance, port_is_busy
 from serve.deploy.local import up as run_up
+from serve.ledger_command import cli as ledger_cli
 from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
 from serve.tenants import make_development_keys
 from serve.weights.manifest import is_prepared
@@ -29,6 +30,7 @@ cli = typer.Typer(
 model_cli = typer.Typer(no_args_is_help=True, help="Prepare models for serving.")
 cli.add_typer(model_cli, name="model")
 cli.add_typer(bench_cli, name="bench")
+cli.add_typer(ledger_cli, name="ledger")
 console = Console(highlight=False, soft_wrap=True)
 Config = Annotated[Path, typer.Argument(help="The deployment's YAML; without one, SmolLM2 on this CPU.",
                                         default_factory=embedded_config)]  # fmt: skip

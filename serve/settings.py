@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 ENVIRONMENT_PREFIX = "STARSERVE__"
 LONGEST_INSTANCE_FOLDER = 25  # characters
@@ -66,6 +66,12 @@ class Tracing(_Frozen):
     endpoint: str | None = Field(None, description="An OTLP/HTTP collector's traces URL; needs starserve[otel].")
     sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of requests traced when the client sends no trace.")
     export_every_s: float = Field(5, gt=0, description="Seconds between two batches to the collector.")
+
+
+class Database(_Frozen):
+    url: SecretStr | None = Field(
+        None, description="SQLAlchemy URL: postgresql+psycopg://…; else SQLite in the instance's folder."
+    )
 
 
 class Source(_Frozen):
@@ -189,6 +195,7 @@ class Settings(_Frozen):
     metrics_port: int | None = Field(None, ge=1, le=65535, description="Prometheus port on loopback; else a free one.")
     metrics_tenants: int = Field(200, ge=0, description="Tenants with metrics of their own; others share one label.")
     tracing: Tracing = Tracing()
+    database: Database = Database()
     models: Annotated[tuple[Model, ...], Field(min_length=1, description="The models, each with its own engines.")]
 
     @model_validator(mode="after")
@@ -285,9 +292,9 @@ def _sentence(error: Any) -> str:
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     here: type[BaseModel] = Settings
     rooms: dict[str, type[BaseModel]] = {
-        "http": Http, "router": Router, "caps": Caps, "tracing": Tracing, "models": Model, "source": Source,
-        "templates": Templates, "defaults": Defaults, "profiles": Profile, "adapters": Adapter, "engine": Engine,
-        "queue": Queue,
+        "http": Http, "router": Router, "caps": Caps, "tracing": Tracing, "database": Database, "models": Model,
+        "source": Source, "templates": Templates, "defaults": Defaults, "profiles": Profile, "adapters": Adapter,
+        "engine": Engine, "queue": Queue,
     }  # fmt: skip
     for part in location:
         here = rooms.get(str(part), here)

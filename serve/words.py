@@ -267,6 +267,16 @@ class Record:
     queue_s: float | None = None
     ttft_s: float | None = None  # from the parsed request to the first event
     duration_s: float = 0.0
+    # What only the ledger wants to know besides; None: not known, or not yet.
+    opened_s: float | None = None  # unix seconds: when its row was opened
+    organisation_id: str | None = None
+    adapter: str | None = None
+    template: str | None = None
+    jobs: int | None = None  # their ids are f"{request_id}-{i}"
+    computed_prompt_tokens: int | None = None  # by engines, without what was cached; again after a failover
+    cost: int | None = None  # millionths of the deployment's currency
+    router: str | None = None
+    engine: str | None = None  # the replica that answered; the last one after a failover
 
     @property
     def tpot_s(self) -> float | None:

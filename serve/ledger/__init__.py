@@ -1,0 +1,1 @@
+"""What was asked, answered and refused, for how much: exact after any crash; never a word of a prompt."""

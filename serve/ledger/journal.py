@@ -1,0 +1,176 @@
+"""The router's own append-only journal: what is written here survives `kill -9` (not a power cut: nothing is synced).
+
+A line is `KIND CHECKSUM JSON`, one `os.write` each, so that a line torn by a crash is seen and dropped. One life of a
+process owns `LIFE.lock`, locked as long as it lives, and `LIFE.NNNNNN.journal`, one segment after the other.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from zlib import crc32
+
+Kind = Literal["o", "m", "c", "n"]  # opened, mark, closed, number of refusals
+_KINDS = frozenset(b"omcn")
+SEGMENT_BYTES = 16 << 20
+MOST_BYTES = 4 << 30
+MOST_WAITING = 10_000  # lines kept in memory while the disk is full: some 5 MB
+
+
+class Line(NamedTuple):
+    kind: str
+    values: dict[str, Any]
+
+
+def framed(kind: Kind, values: Mapping[str, Any]) -> bytes:
+    told = json.dumps(values, separators=(",", ":")).encode()
+    return b"%s %08x %s\n" % (kind.encode(), crc32(told, ord(kind)), told)
+
+
+def parsed(line: bytes) -> Line | None:
+    """None: torn, or not ours."""
+    kind, _, rest = line.partition(b" ")
+    checksum, _, told = rest.partition(b" ")
+    if len(kind) != 1 or kind[0] not in _KINDS or checksum != b"%08x" % crc32(told, kind[0]):
+        return None
+    return Line(kind.decode(), json.loads(told))
+
+
+def segment(folder: Path, life: str, number: int) -> Path:
+    return folder / f"{life}.{number:06}.journal"
+
+
+def locked(path: Path) -> int | None:
+    """A descriptor that holds the lock of a life until it is closed; None: somebody alive has it, or it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:  # else its owner removed it before we had the lock
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def forget(folder: Path, life: str) -> None:
+    """Remove a life's files, its lock last; the caller holds it. What was rejected stays for a person to read."""
+    for path in (*folder.glob(f"{life}.*.journal"), folder / f"{life}.position", folder / f"{life}.lock"):
+        path.unlink(missing_ok=True)
+
+
+class Journal:
+    """Of this process. Never raises once it is open: what a full disk does not take waits in memory, and what finds
+    no place there either is counted in `unwritten`. `write` may be called from any thread."""
+
+    def __init__(
+        self, folder: Path, router: str, segment_bytes: int = SEGMENT_BYTES, most_bytes: int = MOST_BYTES
+    ) -> None:
+        """`most_bytes`: of lines not shipped yet; above that the disk counts as full."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder, self._segment_bytes, self._most_bytes = folder, segment_bytes, most_bytes
+        self.unwritten, self.last_error = 0, ""
+        self.held_bytes = 0  # in all segments that still exist
+        self._mutex, self._waiting, self._torn = threading.Lock(), deque[bytes](), False
+        self.life, self._lock = _begin_life(folder, router)
+        self._number, self._size = 0, 0
+        self._file = self._open_segment()
+
+    @property
+    def waiting(self) -> int:
+        """Lines that a full disk did not take."""
+        return len(self._waiting)
+
+    def write(self, kind: Kind, values: Mapping[str, Any]) -> None:
+        line = framed(kind, values)
+        with self._mutex:
+            if (self._waiting or not self._append(line)) and not self._wait(line):
+                self.unwritten += 1
+
+    def write_waiting(self) -> None:
+        """Try again what a full disk did not take, in its order."""
+        while self._waiting:
+            with self._mutex:
+                line = self._waiting.popleft()
+                if not self._append(line):
+                    self._waiting.appendleft(line)
+                    return
+
+    def forget(self, shipped_bytes: int) -> None:
+        """A segment was shipped and removed."""
+        with self._mutex:
+            self.held_bytes -= shipped_bytes
+
+    def close(self, remove: bool) -> None:
+        """`remove`: everything is shipped and nothing is open, so that nobody need look for this life."""
+        with self._mutex:
+            if self._file >= 0:
+                os.close(self._file)
+                if remove:
+                    forget(self.folder, self.life)
+                os.close(self._lock)
+            self._file = -1  # a late write fails, rather than go into another's file
+
+    def _wait(self, line: bytes) -> bool:
+        if len(self._waiting) >= MOST_WAITING:
+            return False
+        self._waiting.append(line)
+        return True
+
+    def _append(self, line: bytes) -> bool:
+        if self.held_bytes + len(line) > self._most_bytes:
+            self.last_error = f"{self._most_bytes} bytes are not shipped yet"
+            return False
+        try:
+            if self._size >= self._segment_bytes:
+                self._next_segment()
+            # A torn line before this one must not take it along.
+            whole = b"\n" + line if self._torn else line
+            written = os.write(self._file, whole)
+        except OSError as e:
+            self.last_error = e.strerror or type(e).__name__
+            return False
+        self._size += written
+        self.held_bytes += written
+        self._torn = written < len(whole)
+        if self._torn:
+            self.last_error = os.strerror(errno.ENOSPC)
+        return not self._torn
+
+    def _next_segment(self) -> None:
+        self._number += 1
+        try:
+            file = self._open_segment()
+        except OSError:
+            self._number -= 1
+            raise
+        os.close(self._file)
+        self._file, self._size, self._torn = file, 0, False
+
+    def _open_segment(self) -> int:
+        path = segment(self.folder, self.life, self._number)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+def _begin_life(folder: Path, router: str) -> tuple[str, int]:
+    while True:
+        life = f"{re.sub(r'[^A-Za-z0-9_-]', '-', router)}-{time.time_ns():x}"
+        path = folder / f"{life}.lock"
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            continue
+        if (descriptor := locked(path)) is not None:  # None: taken for a dead one's in between
+            return life, descriptor

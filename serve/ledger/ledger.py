@@ -1,0 +1,125 @@
+"""The ledger of one router process: the calls of a request's life, each one write to the journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from serve.ledger.entry import entry_of, mark_of
+from serve.ledger.journal import MOST_BYTES, SEGMENT_BYTES, Journal
+from serve.ledger.reading import Reader
+from serve.ledger.refusals import ROWS_PER_S, Refusals
+from serve.ledger.shipping import Shipper
+from serve.words import Record
+
+MARK_TOKENS = 256  # a mark at the first token and at each so many: what a dead router is known to have received
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """For metrics. All but the first three only grow."""
+
+    open: int  # rows
+    waiting: int  # lines that a full disk did not take
+    unshipped_bytes: int  # of journal that is not in the database yet
+    shipped: int  # lines
+    unwritten: int  # lines lost because neither disk nor memory had room
+    rejected: int  # lines that the database takes for wrong; they lie in LIFE.rejected
+    torn: int  # lines that a crash or a full disk cut
+    counted_refusals: int  # refusals without a row of their own
+    outage_s: float  # how long the database did not take rows
+
+
+class Ledger:
+    """Every call of a request's path returns in microseconds and never raises, whatever disk and database do."""
+
+    def __init__(
+        self, folder: Path, router: str, database: Engine, say: Callable[[str], None],
+        *, rows_per_s: int = ROWS_PER_S, segment_bytes: int = SEGMENT_BYTES, most_bytes: int = MOST_BYTES,
+        now: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        """`folder`: shared by all routers of this machine, kept over restarts. `router`: this replica's name. `say`
+        gets a sentence for the log, from another thread. `now`: unix seconds."""
+        self._journal = Journal(folder, router, segment_bytes, most_bytes)
+        self._refusals = Refusals(self._journal, rows_per_s)
+        self._now, self._say = now, say
+        self._next_mark: dict[str, int] = {}  # of each open request
+        self._told_full = False
+        self._reader = Reader(folder, self._journal.life)
+        rejected = folder / f"{self._journal.life}.rejected"
+        self._shipper = Shipper(database, self._reader, rejected, say, self._tick, self._journal.forget)
+
+    @property
+    def router(self) -> str:
+        """The name of this life of this router, as rows have it."""
+        return self._journal.life
+
+    def start(self) -> None:
+        """Begin to ship. What was written before is not lost."""
+        self._shipper.start()
+
+    def opened(self, record: Record) -> None:
+        """Before dispatch: the request has reached the queue. Fills `opened_s` and `router`."""
+        record.opened_s, record.router = self._now(), self.router
+        self._next_mark[record.request_id] = 1
+        self._journal.write("o", entry_of(record, self.router, record.opened_s, closed=False).told())
+
+    def progress(self, record: Record) -> None:
+        """After each event: writes a mark at the first token and at each 256th; otherwise one comparison."""
+        if record.output_tokens >= self._next_mark.get(record.request_id, 1 << 62):
+            self._next_mark[record.request_id] = record.output_tokens // MARK_TOKENS * MARK_TOKENS + MARK_TOKENS
+            self._journal.write("m", mark_of(record))
+
+    def closed(self, record: Record) -> None:
+        """When it has ended, with the engines' own usage: done, refused in the queue, cancelled, failed or lost.
+
+        A second call, and one for a request that was never opened, do nothing.
+        """
+        if self._next_mark.pop(record.request_id, None) is not None:
+            self._journal.write("c", entry_of(record, self.router, self._now(), closed=True).told())
+
+    def refused(self, record: Record) -> None:
+        """A request that ended before it was opened, for whatever reason."""
+        now_s = self._now()
+        self._refusals.refused(entry_of(record, self.router, now_s, closed=True), now_s)
+
+    def ended(self, record: Record) -> None:
+        """`closed` or `refused`, by whether it was opened: one call for a `finally`."""
+        if record.request_id in self._next_mark:
+            self.closed(record)
+        else:
+            self.refused(record)
+
+    def counters(self) -> Counters:
+        return Counters(
+            len(self._next_mark), self._journal.waiting, self._shipper.unshipped_bytes, self._shipper.shipped,
+            self._journal.unwritten, self._shipper.rejected, self._reader.torn, self._refusals.counted,
+            self._shipper.outage_s,
+        )  # fmt: skip
+
+    def flush(self, timeout_s: float) -> bool:
+        """Blocks: whether everything so far is in the database. Never on the event loop."""
+        return self._shipper.flush(timeout_s) and not self._journal.waiting
+
+    def stop(self, timeout_s: float = 10.0) -> bool:
+        """Blocks: ship what is left and end. What cannot be shipped in time stays for a router that recovers it."""
+        flushed = self.flush(timeout_s)
+        ended = self._shipper.stop()
+        if ended:
+            self._journal.close(remove=flushed and not self._next_mark)
+        return flushed
+
+    def _tick(self) -> None:
+        """On the shipper's thread, before each look."""
+        self._refusals.write_counts(self._now())
+        self._journal.write_waiting()
+        full = bool(self._journal.waiting)
+        if full and not self._told_full:
+            self._say(f"the ledger's journal cannot be written ({self._journal.last_error}); lines wait in memory")
+        elif self._told_full and not full:
+            self._say(f"the ledger's journal can be written again; {self._journal.unwritten} lines were lost")
+        self._told_full = full
