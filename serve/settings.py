@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from serve.limit_settings import LimitStore, OnLoss, Price
+
 ENVIRONMENT_PREFIX = "STARSERVE__"
 LONGEST_INSTANCE_FOLDER = 25  # characters
 ControlTokens = Literal["text", "fim", "all"]
@@ -163,6 +165,7 @@ class Model(_Frozen):
     defaults: Defaults = Defaults()
     profiles: dict[str, Profile] = Field({}, description="Sampling by name, such as instruct, complete, chat.")
     adapters: tuple[Adapter, ...] = Field((), description="LoRA adapters, loaded by every engine of this model.")
+    price: Price = Price()
     engine: Engine
 
 
@@ -176,6 +179,8 @@ class Settings(_Frozen):
     logs: Literal["json", "text"] = Field("json", description="Style of the one line per request.")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="Prometheus port on loopback; else a free one.")
     tracing: Tracing = Tracing()
+    limit_store: LimitStore = LimitStore()
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="ISO 4217 code of prices and budgets.")
     models: Annotated[tuple[Model, ...], Field(min_length=1, description="The models, each with its own engines.")]
 
     @model_validator(mode="after")
@@ -273,7 +278,8 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     here: type[BaseModel] = Settings
     rooms: dict[str, type[BaseModel]] = {
         "http": Http, "router": Router, "caps": Caps, "tracing": Tracing, "models": Model, "source": Source,
-        "templates": Templates, "defaults": Defaults, "profiles": Profile, "adapters": Adapter, "engine": Engine,
+        "templates": Templates, "limit_store": LimitStore, "on_loss": OnLoss, "price": Price,
+        "defaults": Defaults, "profiles": Profile, "adapters": Adapter, "engine": Engine,
     }  # fmt: skip
     for part in location:
         here = rooms.get(str(part), here)

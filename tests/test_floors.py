@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
     {"words", "errors", "eight_bits"},
-    {"settings", "fim", "prompts", "schemas", "plan", "fairshare"},
+    {"settings", "fim", "prompts", "schemas", "plan", "fairshare", "limits", "limit_settings", "lengths"},
     {"starcoder", "database", "migrations"},
-    {"tokens", "tenants", "weights", "logs", "tracing", "engines"},
+    {"tokens", "tenants", "weights", "logs", "tracing", "engines", "limitstore"},
     {"answers"},
     {"request"},
     {"wire"},
@@ -21,7 +21,8 @@ FLOORS = (
     {"check", "bench"},
     {"__main__"},
 )
-WITHIN = {"engines": ["base", "fake", "outputs", "warm", "arguments", "vllm"],
+WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker"],
+          "engines": ["base", "fake", "outputs", "warm", "arguments", "vllm"],
           "weights": ["adapters", "manifest", "wanted", "disk", "child", "package", "refusals", "hub", "pickles",
                       "prepare"],
           "bench": ["stream", "arrivals", "client", "scheduling", "load", "summary", "shapes", "machine", "child",
