@@ -11,9 +11,10 @@ from fastapi import FastAPI
 from serve.engines.base import Engine
 from serve.jobs import Served
 from serve.logs import logger
+from serve.model_settings import Model
 from serve.prompts import Prompts
 from serve.request import Corridor, Observe
-from serve.settings import Model, Settings
+from serve.settings import Settings
 from serve.tenants import Tenants
 from serve.tokens import TokenizerPool, Vocabulary
 from serve.tracing import Traces

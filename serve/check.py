@@ -15,7 +15,8 @@ import psutil
 
 from serve import eight_bits
 from serve.engines.arguments import check_arguments
-from serve.settings import Model, Settings, SettingsError
+from serve.model_settings import Model
+from serve.settings import Settings, SettingsError
 from serve.starcoder import ARCHITECTURE, PLUGIN, plugin_is_allowed
 from serve.weights.adapters import checked
 from serve.weights.manifest import is_prepared, prepared_folder

@@ -13,6 +13,12 @@ ServeError
 ├── QueueFull             429 queue_full           too much of this tenant waits already
 ├── Overloaded            503 overloaded           too much of everybody waits already
 ├── QueueTimeout          503 queue_timeout        it waited for its turn for as long as it may
+├── LimitReached          429 rate_limit_exceeded  requests per minute; knows when it would fit
+│   ├── TokensLimited     429 rate_limit_exceeded  tokens per minute
+│   ├── ConcurrencyLimited 429 concurrency_limit   what is left is held by the caller's own running requests
+│   ├── QueueLimited      429 queue_limit          too many tokens of the caller wait for their first token
+│   └── QuotaExhausted    429 insufficient_quota   tokens of the day, budget of the month
+├── LimitsUnavailable     503 limits_unavailable   the store of limits is lost, and this class of tenant must wait
 ├── AdapterUnavailable    503 adapter_unavailable  its files did not pass the check at the engine's start
 ├── EngineUnavailable     503 engine_unavailable   before the first token: try again
 ├── EngineLost            503 engine_lost          the engine died while it answered
@@ -23,6 +29,8 @@ A message names the field and both numbers; it never holds a path, an address, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 
@@ -34,6 +42,7 @@ class ServeError(Exception):
     code: ClassVar[str] = "internal_error"
     outcome: ClassVar[str] = "failed"  # label of logs and metrics: a small closed set
     retry_after_s: int | None = None  # whole seconds until a repetition may succeed
+    headers: Mapping[str, str] = MappingProxyType({})  # more of the answer's, besides Retry-After
 
     def __init__(self, message: str, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message, param)
@@ -96,6 +105,36 @@ class Overloaded(ServeError):
 
 class QueueTimeout(ServeError):
     status, code, outcome = 503, "queue_timeout", "refused"
+
+
+class LimitReached(ServeError):
+    """`reason`: level and limit, such as `tenant.tokens_per_minute`; `retry_after_s` None: nobody knows, or never."""
+
+    status, type, code, outcome = 429, "requests", "rate_limit_exceeded", "refused"
+
+    def __init__(self, message: str, reason: str, retry_after_s: int | None, headers: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.reason, self.retry_after_s, self.headers = reason, retry_after_s, headers
+
+
+class TokensLimited(LimitReached):
+    type = "tokens"
+
+
+class ConcurrencyLimited(LimitReached):
+    code = "concurrency_limit"
+
+
+class QueueLimited(LimitReached):
+    type, code = "tokens", "queue_limit"
+
+
+class QuotaExhausted(LimitReached):
+    type, code = "insufficient_quota", "insufficient_quota"
+
+
+class LimitsUnavailable(ServeError):
+    status, code, outcome, retry_after_s = 503, "limits_unavailable", "refused", 5
 
 
 class AdapterUnavailable(ServeError):

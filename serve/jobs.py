@@ -8,9 +8,9 @@ from typing import Any
 
 from serve.engines.base import Engine
 from serve.errors import BadRequest, ContextOverflow
+from serve.model_settings import Model
 from serve.prompts import Prompts
 from serve.rights import check_prompt, check_sampling
-from serve.settings import Model
 from serve.tokens import TokenizerPool, Vocabulary
 from serve.words import Ask, Job, Rendered, Sampling, Share, Tenant
 

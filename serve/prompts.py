@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from serve.errors import BadRequest
 from serve.fim import by_names, markers_of
-from serve.settings import ControlTokens
+from serve.model_settings import ControlTokens
 from serve.words import Ask, Infill, Message, Rendered, Segment
 
 # Source of both: train.py of tatsu-lab/stanford_alpaca. No newline follows "### Response:".

@@ -10,9 +10,21 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
     {"words", "errors", "eight_bits"},
-    {"settings", "fim", "prompts", "schemas", "plan", "fairshare", "rights"},
+    {
+        "settings",
+        "fim",
+        "prompts",
+        "schemas",
+        "plan",
+        "fairshare",
+        "rights",
+        "limits",
+        "limit_settings",
+        "lengths",
+        "model_settings",
+    },
     {"starcoder", "database", "migrations"},
-    {"tokens", "tenants", "ledger", "weights", "logs", "tracing", "engines"},
+    {"tokens", "tenants", "limitstore", "ledger", "weights", "logs", "tracing", "engines"},
     {"answers", "jobs"},
     {"request"},
     {"wire"},
@@ -21,7 +33,8 @@ FLOORS = (
     {"check", "bench", "ledger_command"},
     {"__main__"},
 )
-WITHIN = {"engines": ["base", "fake", "receipts", "backlog", "evenness", "turns", "outputs", "warm", "arguments",
+WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker"],
+          "engines": ["base", "fake", "receipts", "backlog", "evenness", "turns", "outputs", "warm", "arguments",
                       "vllm"],
           "weights": ["adapters", "manifest", "wanted", "disk", "child", "package", "refusals", "hub", "pickles",
                       "prepare"],

@@ -18,8 +18,9 @@ from serve.bench.child import findings
 from serve.bench.machine import measured
 from serve.bench.questions import Question
 from serve.bench.report import Metric, Report, flat, machine_conditions
+from serve.model_settings import Model
 from serve.plan import Machine, Shape, work
-from serve.settings import Model, Settings
+from serve.settings import Settings
 
 Say = Callable[[str], None]
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

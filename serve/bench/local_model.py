@@ -16,8 +16,9 @@ from serve.bench.questions import Question
 from serve.engines.base import Engine
 from serve.engines.vllm import VllmEngine
 from serve.errors import ServeError
+from serve.model_settings import Model
 from serve.request import Corridor
-from serve.settings import Caps, Model, Settings, parse
+from serve.settings import Caps, Settings, parse
 from serve.tokens import TokenizerPool
 from serve.tracing import Traces
 from serve.wire.parse import parse as parse_body

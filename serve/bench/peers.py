@@ -14,7 +14,8 @@ from pathlib import Path
 
 from serve.bench.rungs import Rung, free_port, started
 from serve.engines.arguments import engine_arguments, prepare_environment
-from serve.settings import Model, Settings, SettingsError
+from serve.model_settings import Model
+from serve.settings import Settings, SettingsError
 
 # Arguments of ours that the launcher gives itself, or that need this package beside the engine.
 _NOT_FOR_RAY = {"model", "served_model_name", "worker_extension_cls", "enable_log_requests"}

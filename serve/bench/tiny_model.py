@@ -15,7 +15,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from serve.bench.child import findings
-from serve.settings import Model, Settings, Source
+from serve.model_settings import Model, Source
+from serve.settings import Settings
 
 _SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
           "head_dim": 64, "intermediate_size": 256, "n_inner": 256}  # fmt: skip

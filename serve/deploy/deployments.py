@@ -23,7 +23,8 @@ from serve.engines.turns import Turns
 from serve.engines.vllm import VllmEngine
 from serve.errors import EngineLost, EngineUnavailable, ServeError
 from serve.logs import logger, write_line
-from serve.settings import Model, Settings, SettingsError, Tracing
+from serve.model_settings import Model
+from serve.settings import Settings, SettingsError, Tracing
 from serve.tenants import Tenants
 from serve.tracing import Traces
 from serve.weights.adapters import checked

@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from serve.settings import Model, SettingsError, did_you_mean
+from serve.model_settings import Model
+from serve.settings import SettingsError, did_you_mean
 from serve.starcoder.worker import EXTENSION
 
 NO_ADAPTERS: Mapping[str, int] = {}

@@ -18,7 +18,7 @@ from serve.engines.base import Engine
 from serve.engines.evenness import Evenness
 from serve.errors import Overloaded, QueueFull, QueueTimeout, ServeError
 from serve.fairshare import OUTPUT_COST, PROMPT_COST, Claim, FairShare, FirstCome, Policy
-from serve.settings import Queue
+from serve.model_settings import Queue
 from serve.words import Event, Job
 
 LONGEST_RETRY_S = 60  # clients that are told to wait for longer give up

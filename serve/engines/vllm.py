@@ -16,7 +16,7 @@ from serve.engines import warm
 from serve.engines.arguments import NO_ADAPTERS, engine_arguments, prepare_environment
 from serve.engines.outputs import OutputReader
 from serve.errors import AdapterUnavailable, BadRequest, EngineLost, EngineUnavailable
-from serve.settings import Model
+from serve.model_settings import Model
 from serve.starcoder import ARCHITECTURE, MODEL_CLASS, PLUGIN
 from serve.words import Event, Job, Sampling, Secret
 

@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from serve.settings import Adapter, SettingsError
+from serve.model_settings import Adapter
+from serve.settings import SettingsError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HIGHEST_RANK = 512  # vLLM 0.32's

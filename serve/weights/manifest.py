@@ -7,7 +7,8 @@ import json
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from serve.settings import Model, SettingsError
+from serve.model_settings import Model
+from serve.settings import SettingsError
 
 MANIFEST = "starserve-manifest.json"
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serve.settings import Model, SettingsError, Source
+from serve.model_settings import Model, Source
+from serve.settings import SettingsError
 from serve.weights import child, disk, manifest
 from serve.weights.child import Progress
 from serve.weights.package import from_package

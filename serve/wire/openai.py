@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve.settings import Model
+from serve.model_settings import Model
 from serve.wire.logprobs import Spell, of_chat, of_completion
 from serve.words import Ask, Event, Usage
 

@@ -9,7 +9,7 @@ from serve.engines.fake import FakeEngine
 from serve.engines.receipts import Receipts
 from serve.engines.turns import Turns
 from serve.errors import EngineLost
-from serve.settings import Queue
+from serve.model_settings import Queue
 from serve.words import Counted, Job, Sampling, Secret, Usage
 
 

@@ -14,7 +14,7 @@ from serve.engines.fake import FakeEngine
 from serve.engines.turns import Turns
 from serve.errors import EngineLost, Overloaded, QueueFull, QueueTimeout, ServeError
 from serve.fairshare import FairShare
-from serve.settings import Queue
+from serve.model_settings import Queue
 from serve.words import Band, Event, Job, Sampling, Secret, Share
 
 _ids = iter(range(10**9))

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from serve.settings import Model, parse
+from serve.model_settings import Model
+from serve.settings import parse
 from tests.stack import tiny_model
 from tests.weights.hub import COMMIT, REPOSITORY, Hub
 

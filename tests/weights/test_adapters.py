@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from serve.settings import Adapter, SettingsError
+from serve.model_settings import Adapter
+from serve.settings import SettingsError
 from serve.weights.adapters import checked
 from tests.starcoder.models import sum_of, write_adapter
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from serve.settings import Model, SettingsError, parse
+from serve.model_settings import Model
+from serve.settings import SettingsError, parse
 from serve.weights.manifest import is_prepared, prepared_folder, verify
 from serve.weights.prepare import prepare
 from tests.stack import tiny_model
