@@ -60,7 +60,7 @@ def test_the_environment_overrides_one_field(tmp_path: Path) -> None:
 
 def test_every_field_has_a_sentence() -> None:
     rooms = [v for v in vars(settings).values() if isinstance(v, type) and issubclass(v, BaseModel)]
-    models = {"http", "router", "caps", "tracing", "templates", "defaults", "source", "engine"}
+    models = {"http", "router", "caps", "tracing", "database", "templates", "defaults", "source", "engine"}
     bare = [
         f"{room.__name__}.{name}"
         for room in rooms
