@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,23 @@ from typing import Annotated
 import typer
 
 from serve.bench.batch_command import print_table, refuse, say
-from serve.bench.ledger import measure
+from serve.bench.ledger import FLOOD_PER_S, Flooded, Measured, measure
+
+_MEASURED: dict[str, Callable[[Measured], str]] = {
+    "writes of a request, p50": lambda m: f"{m.request_p50_us:.0f} µs",
+    "writes of a request, p99": lambda m: f"{m.request_p99_us:.0f} µs",
+    "requests shipped": lambda m: f"{m.shipped_rows_per_s:,.0f}/s",
+    "usage of one tenant in ten": lambda m: f"{m.usage_s:.2f} s",
+    "rows exported": lambda m: f"{m.export_rows_per_s:,.0f}/s",
+    "memory of the process": lambda m: f"{m.memory_mib:.0f} MiB",
+}
+_FLOODED: dict[str, Callable[[Flooded], str]] = {
+    "came": lambda f: f"{f.refusals:,} in {f.seconds:.1f} s",
+    "cost of one, p99": lambda f: f"{f.p99_us:.0f} µs",
+    "rows": lambda f: str(f.rows),
+    "counter rows": lambda f: str(f.counter_rows),
+    "counted by them": lambda f: f"{f.counted:,}",
+}
 
 
 def ledger(
@@ -42,17 +59,11 @@ def ledger(
                 return refuse(str(e), 1)
             measured += found
             floods.append((found[0].database, flooded))
-    head = ("database", "rows", "request p50", "p99", "shipped", "usage", "exported", "memory")
-    print_table([head, *(
-        (m.database, f"{m.table_rows:,}", f"{m.request_p50_us:.0f} µs", f"{m.request_p99_us:.0f} µs",
-         f"{m.shipped_rows_per_s:,.0f}/s", f"{m.usage_s:.2f} s", f"{m.export_rows_per_s:,.0f}/s",
-         f"{m.memory_mib:.0f} MiB")
-        for m in measured
+    print_table([("", *(f"{m.database}, {m.table_rows:,} rows" for m in measured)), *(
+        (name, *(show(m) for m in measured)) for name, show in _MEASURED.items()
     )])  # fmt: skip
-    print_table([("database", "refusals", "per second", "p99", "rows", "counter rows", "counted"), *(
-        (name, f"{f.refusals:,}", f"{f.refusals / f.seconds:,.0f}", f"{f.p99_us:.0f} µs", str(f.rows),
-         str(f.counter_rows), f"{f.counted:,}")
-        for name, f in floods
+    print_table([(f"{FLOOD_PER_S:,} refusals a second", *(name for name, _ in floods)), *(
+        (name, *(show(f) for _, f in floods)) for name, show in _FLOODED.items()
     )])  # fmt: skip
     if save is not None:
         report = {"measured": [asdict(m) for m in measured], "floods": {name: asdict(f) for name, f in floods}}

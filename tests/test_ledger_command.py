@@ -1,0 +1,104 @@
+"""`starserve ledger` and `starserve bench ledger`, as an operator types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from serve.__main__ import cli
+from serve.database import migrate, open_database
+from serve.ledger.entry import Entry
+from serve.ledger.journal import Line
+from serve.ledger.shipping import ship
+from serve.ledger.tables import write_entries
+from serve.settings import load
+from tests.stack import tiny_model
+
+NOON = 1_728_043_200.0  # 2024-10-04T12:00:00
+SINCE = ["--since", "2024-10-01"]
+
+
+def run(*words: str, config: Path) -> Result:
+    return CliRunner().invoke(cli, ["ledger", words[0], str(config), *words[1:]], env={"COLUMNS": "200"})
+
+
+def write_config(folder: Path, **database: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"models": [tiny_model(folder)], "database": database}))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    url = f"sqlite:///{tmp_path}/rows.db"
+    database = open_database(url)
+    migrate(database)
+    rows = [
+        Entry(
+            f"r{i}", NOON + i, NOON + i + 1, "done", tenant_id=tenant, key_id="k1", model="m", output_tokens=5, cost=7
+        )
+        for i, tenant in enumerate(["acme", "acme", "other"])
+    ]
+    with database.begin() as connection:
+        write_entries(connection, rows)
+    count = {"router": "a", "minute_s": int(NOON), "key_id": "k1", "code": "rate", "day": int(NOON // 86400),
+             "organisation_id": "", "tenant_id": "acme", "requests": 90}  # fmt: skip
+    ship(database, [Line("n", count)], tmp_path / "rejected")
+    database.dispose()
+    return write_config(tmp_path, url=url)
+
+
+def test_rows_and_counted_refusals_are_exported(config: Path) -> None:
+    lines = run("export", "--format", "json", "--tenant", "acme", config=config).stdout.splitlines()
+    assert [json.loads(line)["request_id"] for line in lines] == ["r0", "r1"]
+    head, *rows = run("export", "--since", "2024-10-04T12:00:01", config=config).stdout.splitlines()
+    assert head.startswith("request_id,opened_s,")
+    assert [row.split(",")[0] for row in rows] == ["r1", "r2"]
+    counted = run("export", "--refusals", config=config).stdout
+    assert counted == "minute_s,organisation_id,tenant_id,key_id,code,requests\n1728043200,,acme,k1,rate,90\n"
+
+
+def test_usage_is_shown_as_sums(config: Path) -> None:
+    shown = run("usage", *SINCE, "--by", "day,model", "--tenant", "acme", config=config).stdout
+    rows = [line.split() for line in shown.splitlines() if "2024-10-04" in line]
+    assert rows == [
+        ["2024-10-04", "-", "0", "90", "0", "0", "0", "0", "0", "0", "0", "0", "0.000000"],
+        ["2024-10-04", "m", "2", "0", "0", "0", "0", "0", "0", "0", "0", "10", "0.000014"],
+    ]
+    assert run("usage", "--by", "colour", config=config).exit_code == 2
+
+
+def test_pruning_says_how_much_it_forgot(config: Path) -> None:
+    assert "4 rows forgotten" in run("prune", "--before", "2025-01-01", config=config).stdout
+    assert len(run("export", config=config).stdout.splitlines()) == 1
+    assert run("prune", config=config).exit_code == 2  # nothing is forgotten by default
+
+
+def test_without_a_ledger_it_says_so_and_makes_none(tmp_path: Path) -> None:
+    done = run("export", config=write_config(tmp_path, url=f"sqlite:///{tmp_path}/none.db"))
+    assert done.exit_code == 2
+    assert "this deployment has no ledger yet" in done.stderr
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_the_url_of_the_database_is_never_shown(tmp_path: Path) -> None:
+    config = write_config(tmp_path, url="postgresql+psycopg://me:canary@127.0.0.1:1/none")
+    done = run("usage", config=config)
+    assert done.exit_code == 2
+    assert "the database does not answer (OperationalError)" in done.stderr
+    assert "canary" not in done.output + repr(load(config))
+
+
+def test_the_measurement_runs(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = CliRunner().invoke(cli, ["bench", "ledger", "--rows", "2000", "--requests", "400", "--save", str(report)])
+    assert done.exit_code == 0, done.output
+    read = json.loads(report.read_text())
+    assert [point["table_rows"] for point in read["measured"]] == [0, 2000]
+    flood = read["floods"]["sqlite"]
+    assert flood["rows"] + flood["counted"] == flood["refusals"] == 10_000
+    assert 50 <= flood["rows"] <= 10 * flood["seconds"] + 11
