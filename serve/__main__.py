@@ -15,6 +15,8 @@ from serve import check as checks
 from serve.bench.command import cli as bench_cli
 from serve.deploy.instance import Instance, port_is_busy
 from serve.deploy.local import up as run_up
+from serve.manage.admin_command import admin
+from serve.manage.tenants_command import cli as tenants_cli
 from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
 from serve.tenants.development import make_development_key, make_store
 from serve.weights.manifest import is_prepared
@@ -29,6 +31,8 @@ cli = typer.Typer(
 model_cli = typer.Typer(no_args_is_help=True, help="Prepare models for serving.")
 cli.add_typer(model_cli, name="model")
 cli.add_typer(bench_cli, name="bench")
+cli.add_typer(tenants_cli, name="tenants")
+cli.command()(admin)
 console = Console(highlight=False, soft_wrap=True)
 Config = Annotated[Path, typer.Argument(help="The deployment's YAML; without one, SmolLM2 on this CPU.",
                                         default_factory=embedded_config)]  # fmt: skip

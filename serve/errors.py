@@ -14,6 +14,7 @@ ServeError
 ├── Conflict              409 conflict             it exists already, or is not in a state for that
 ├── BodyTooLarge          413 body_too_large
 ├── AdapterUnavailable    503 adapter_unavailable  its files did not pass the check at the engine's start
+├── DatabaseUnavailable   503 database_unavailable  of tenants, to administrators; answering goes on without it
 ├── EngineUnavailable     503 engine_unavailable   before the first token: try again
 ├── EngineLost            503 engine_lost          the engine died while it answered
 └── InternalError         500 internal_error
@@ -98,6 +99,10 @@ class BodyTooLarge(ServeError):
 
 class AdapterUnavailable(ServeError):
     status, code = 503, "adapter_unavailable"
+
+
+class DatabaseUnavailable(ServeError):
+    status, code, retry_after_s = 503, "database_unavailable", 5
 
 
 class EngineUnavailable(ServeError):

@@ -29,9 +29,10 @@ WITHIN = {"engines": ["base", "fake", "outputs", "warm", "arguments", "vllm"],
                     "static_run", "dataset_run", "model", "batch", "compare", "batch_command", "trace", "bare_run",
                     "rungs", "peers", "tiny_model", "ladder", "ladder_command", "command"],
           "tenants": ["keys", "rows", "tables", "given", "reading", "acts", "store", "directory", "following",
-                      "importing", "development"],
+                      "showing", "importing", "development"],
           "starcoder": ["__init__", "worker", "model", "rank"],
           "wire": ["bodies", "fields", "sampling", "parse", "logprobs", "openai", "sse", "docs", "api", "admin"],
+          "manage": ["opening", "fields", "keys_command", "tenants_command", "admin_command"],
           "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
                      "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {

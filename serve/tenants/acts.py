@@ -28,7 +28,14 @@ class Acts:
 
     def __init__(self, connection: Connection, pepper: Secret, actor: str, number: int, now: float) -> None:
         self._connection, self._pepper, self._actor, self._number, self._now = connection, pepper, actor, number, now
-        self.done = 0
+        self.told = list[tuple[str, Level, str]]()  # what was done: act, level, id
+
+    def find(self, level: Level, object_id: str) -> Row | None:
+        columns = reading.found(self._connection, level, object_id)
+        return None if columns is None or columns["removed"] else reading.one(self._connection, level, columns)
+
+    def page(self, level: Level, parent_id: str | None = None) -> list[Row]:
+        return reading.page(self._connection, level, parent_id)
 
     def create_organisation(self, organisation_id: str, given: OrganisationGiven) -> OrganisationRow:
         return cast(OrganisationRow, self._create("organisation", organisation_id, {}, _ORGANISATION, given))
@@ -48,7 +55,7 @@ class Acts:
         self._create("key", key_id, {"tenant_id": tenant_id}, _KEY, given)
         return self._with_new_secret(key_id)
 
-    def change(self, level: Level, object_id: str, given: Given, act: str = "change") -> Row:
+    def change(self, level: Level, object_id: str, given: Given) -> Row:
         """Set what is given. Nothing is written, and nobody is told, where it is so already."""
         before = self._living(level, object_id)
         changed = {name: value for name, value in given.merged(before).items() if value != before[name]}
@@ -56,15 +63,18 @@ class Acts:
             self._check_key({**before, **changed}, before["tenant_id"], self._living("tenant", before["tenant_id"]))
         if changed:
             self._update(level, object_id, changed)
+            act = "change"
+            if changed.keys() == {"suspended"}:
+                act = "suspend" if changed["suspended"] else "resume"
             self._tell(act, level, object_id, {name: [before[name], value] for name, value in changed.items()})
         return reading.one(self._connection, level, {**before, **changed})
 
     def suspend(self, level: Level, object_id: str) -> Row:
         """Refuse its requests from the next second on, until it is resumed."""
-        return self.change(level, object_id, OrganisationGiven(suspended=True), "suspend")
+        return self.change(level, object_id, OrganisationGiven(suspended=True))
 
     def resume(self, level: Level, object_id: str) -> Row:
-        return self.change(level, object_id, OrganisationGiven(suspended=False), "resume")
+        return self.change(level, object_id, OrganisationGiven(suspended=False))
 
     def remove(self, level: Level, object_id: str) -> None:
         """For good, with everything below: keys lose their secrets, and no id is ever given again."""
@@ -139,4 +149,4 @@ class Acts:
     def _tell(self, act: str, level: Level, object_id: str, changes: dict[str, list[Any]]) -> None:
         row = {"at": self._now, "actor": self._actor[:128], "act": act, "level": level, "object_id": object_id}
         self._connection.execute(insert(AUDIT).values(**row, changes=changes))
-        self.done += 1
+        self.told.append((act, level, object_id))

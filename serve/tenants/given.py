@@ -94,16 +94,17 @@ class KeyGiven(Given):
     suspended: bool | None = None
 
 
-def explained(error: ValidationError, model: type[BaseModel], place: str = "") -> BadRequest:
+def explained(error: ValidationError, model: type[BaseModel]) -> BadRequest:
     """The first mistake as an error that names its field; never its value."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    location = tuple(part for part in first["loc"] if part != "body")
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a wrong name explains the rest
+    location = first["loc"]
     where = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         suggestion = did_you_mean(str(location[-1]), _fields_at(model, location[:-1]))
-        return UnknownField(f"{place}{where}: unknown field{suggestion}", where)
+        return UnknownField(f"{where}: unknown field{suggestion}", where)
     message = first["msg"].removeprefix("Value error, ")
-    return BadRequest(f"{place}{where + ': ' if where else ''}{message}", where or None)
+    return BadRequest(f"{where + ': ' if where else ''}{message}", where or None)
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from serve.errors import NotFound
+from serve.errors import DatabaseUnavailable, NotFound
 from serve.settings import SettingsError
 from serve.tenants import keys, reading
 from serve.tenants.acts import Acts
@@ -29,21 +31,21 @@ class Store:
 
         It begins with the next change number and so with a lock: administrators act one after another.
         """
-        with self._engine.connect() as connection, connection.begin() as transaction:
+        with self._connected() as connection, connection.begin() as transaction:
             taken = update(CHANGES).values(number=CHANGES.c.number + 1).returning(CHANGES.c.number)
             number = connection.execute(taken).scalar_one()
             acts = Acts(connection, self.pepper, actor, number, self._clock())
             yield acts
-            if not acts.done:
+            if not acts.told:
                 transaction.rollback()  # so that no router is told of nothing
 
     def changes_since(self, number: int) -> Changes:
-        with self._reading() as connection:
+        with self._connected() as connection:
             return reading.changes_since(connection, number)
 
     def get(self, level: Level, object_id: str) -> Row:
         """One object, or NotFound; a removed one is not found."""
-        with self._reading() as connection:
+        with self._connected() as connection:
             columns = reading.found(connection, level, object_id)
             if columns is None or columns["removed"]:
                 raise NotFound(f"there is no {level} {object_id}")
@@ -51,12 +53,12 @@ class Store:
 
     def page(self, level: Level, parent_id: str | None = None, after: str = "", most: int | None = None) -> list[Row]:
         """Objects in the order of their ids, from the one behind `after` on; `parent_id`: only those below it."""
-        with self._reading() as connection:
+        with self._connected() as connection:
             return reading.page(connection, level, parent_id, after, most)
 
     def audit(self, object_id: str | None = None, before: int | None = None, most: int = 100) -> list[AuditRow]:
         """Acts, newest first."""
-        with self._reading() as connection:
+        with self._connected() as connection:
             return reading.audit(connection, object_id, before, most)
 
     def check_pepper(self) -> None:
@@ -74,6 +76,9 @@ class Store:
         self._engine.dispose()
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with self._engine.connect() as connection:
-            yield connection
+    def _connected(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except (InterfaceError, OperationalError, PoolTimeout):
+            raise DatabaseUnavailable("the database does not answer; try again soon") from None
