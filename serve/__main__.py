@@ -16,8 +16,10 @@ from serve.bench.command import cli as bench_cli
 from serve.deploy.instance import Instance, port_is_busy
 from serve.deploy.local import up as run_up
 from serve.ledger_command import cli as ledger_cli
+from serve.manage.admin_command import admin
+from serve.manage.tenants_command import cli as tenants_cli
 from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
-from serve.tenants import make_development_keys
+from serve.tenants.development import make_development_key, make_store
 from serve.weights.manifest import is_prepared
 from serve.weights.prepare import prepare as make_prepared
 
@@ -31,6 +33,8 @@ model_cli = typer.Typer(no_args_is_help=True, help="Prepare models for serving."
 cli.add_typer(model_cli, name="model")
 cli.add_typer(bench_cli, name="bench")
 cli.add_typer(ledger_cli, name="ledger")
+cli.add_typer(tenants_cli, name="tenants")
+cli.command()(admin)
 console = Console(highlight=False, soft_wrap=True)
 Config = Annotated[Path, typer.Argument(help="The deployment's YAML; without one, SmolLM2 on this CPU.",
                                         default_factory=embedded_config)]  # fmt: skip
@@ -58,7 +62,12 @@ def up(config: Config) -> None:
     _refuse(checks.setting_problems(settings, cache_folder()))  # some are only seen in a prepared model
     for problem in checks.adapter_problems(settings, cache_folder()):
         say(f"not served: {problem}")
-    made = make_development_keys(instance.keys, instance.development_key)
+    try:
+        store = make_store(settings.database, instance.folder)
+    except SettingsError as e:
+        _refuse([str(e)])
+    made = make_development_key(store, instance.development_key)
+    store.close()
     status = run_up(config, settings, instance, say, lambda: _welcome(settings, instance, made))
     say("stopped; nothing is left running" if status == 0 else "stopped")
     raise typer.Exit(status)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -15,7 +18,7 @@ from serve.model_settings import Model
 from serve.prompts import Prompts
 from serve.request import Corridor, Observe
 from serve.settings import Settings
-from serve.tenants import Tenants
+from serve.tenants.directory import Tenants
 from serve.tokens import TokenizerPool, Vocabulary
 from serve.tracing import Traces
 from serve.wire.api import Api, RequestIds, install_errors
@@ -24,6 +27,8 @@ from serve.wire.openai import licence_of
 
 DESCRIPTION = "OpenAI-compatible, plus `/v1/instruct`, the Alpaca form. Every `/v1` route needs a key."
 
+Beside = Callable[[], Coroutine[Any, Any, None]]
+
 
 def build(
     settings: Settings,
@@ -31,10 +36,11 @@ def build(
     engine_of: Callable[[Model], Engine],
     tenants: Tenants,
     observe: Observe | None = None,
+    beside: Sequence[Beside] = (),
 ) -> FastAPI:
     """The router's ASGI app. `folders`: prepared folder per model name; `engine_of`: who answers for a model.
 
-    `observe` gets the record of each request; without one it is logged.
+    `observe` gets the record of each request; without one it is logged. `beside`: what runs as long as the app does.
     """
     served = dict[str, Served]()
     for model in settings.models:
@@ -42,12 +48,27 @@ def build(
         served |= {model.name: base, **{a.name: replace(base, adapter=a.name) for a in model.adapters}}
     pool = TokenizerPool(settings.router.tokenizer_threads)
     corridor = Corridor(served, pool, observe or logger(settings.logs), Traces(settings.tracing, "router"))
-    app = FastAPI(title="starserve", description=_description(settings.models), docs_url=None, redoc_url=None)
+    app = FastAPI(title="starserve", description=_description(settings.models), docs_url=None, redoc_url=None,
+                  lifespan=_running(beside))  # fmt: skip
     app.include_router(Api(corridor, tenants, pool, settings).router())
     install_docs(app)
     install_errors(app)
     app.add_middleware(RequestIds, echo=settings.http.proxy == "haproxy")
     return app
+
+
+def _running(beside: Sequence[Beside]) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """The app's life: what runs beside it starts and ends with it. None of it may end by itself."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(start()) for start in beside]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    return lifespan
 
 
 def _description(models: Sequence[Model]) -> str:

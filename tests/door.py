@@ -11,8 +11,10 @@ import httpx
 from serve.app import build
 from serve.engines.fake import FakeEngine
 from serve.settings import parse
-from serve.tenants import Tenants, make_development_keys
-from serve.words import Record
+from serve.tenants import keys
+from serve.tenants.directory import Tenants
+from serve.tenants.rows import KeyRow, OrganisationRow, SecretRow, TenantRow
+from serve.words import Record, Secret
 from tests.openai_schema import assert_openai_shape
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -28,13 +30,20 @@ SETTINGS = {
 }  # fmt: skip
 
 
+def known_tenants() -> tuple[Tenants, str]:
+    """A tenant `development` in memory, and its key."""
+    pepper, key_id, secret = Secret("p" * 64), keys.new_key_id(), keys.new_secret()
+    key = KeyRow(key_id, "development", "development", (SecretRow(keys.digest(pepper, secret)),))
+    rows = [OrganisationRow("development")], [TenantRow("development", "development")], [key]
+    return Tenants(pepper, *rows), keys.text_of(key_id, secret).reveal()
+
+
 class Door:
     """A router over a fake engine, and what it recorded."""
 
     def __init__(self, words_folder: Path, folder: Path, settings: dict[str, Any] = SETTINGS) -> None:
-        make_development_keys(folder / "keys", folder / "key")
-        self.key, self.engine, self.records = (folder / "key").read_text(), FakeEngine(), list[Record]()
-        tenants = Tenants.read(folder / "keys")
+        tenants, self.key = known_tenants()
+        self.engine, self.records = FakeEngine(), list[Record]()
         app = build(parse(settings), {"tiny": words_folder}, lambda _: self.engine, tenants, self.records.append)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         headers = {"Authorization": f"Bearer {self.key}"}

@@ -46,12 +46,11 @@ def serve(words: Path, folder: Path, port: int, engine: dict[str, Any]) -> None:
     from serve.app import build
     from serve.engines.fake import FakeEngine
     from serve.settings import parse
-    from serve.tenants import Tenants, make_development_keys
-    from tests.door import SETTINGS
+    from tests.door import SETTINGS, known_tenants
 
-    make_development_keys(folder / "keys", folder / "key")
-    known = FakeEngine(**engine)
-    app = build(parse(SETTINGS), {"tiny": words}, lambda _: known, Tenants.read(folder / "keys"), lambda _: None)
+    (tenants, key), known = known_tenants(), FakeEngine(**engine)
+    (folder / "key").write_text(key)
+    app = build(parse(SETTINGS), {"tiny": words}, lambda _: known, tenants, lambda _: None)
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", port))

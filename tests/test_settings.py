@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from serve import limit_settings, model_settings, settings
+from serve import limit_settings, model_settings, services, settings
 from serve.settings import Settings, SettingsError, load
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -59,7 +59,7 @@ def test_the_environment_overrides_one_field(tmp_path: Path) -> None:
 
 
 def test_every_field_has_a_sentence() -> None:
-    modules = (settings, model_settings, limit_settings)
+    modules = (settings, model_settings, limit_settings, services)
     classes = [v for module in modules for v in vars(module).values() if isinstance(v, type)]
     rooms = {room for room in classes if issubclass(room, BaseModel)}
     bare = [

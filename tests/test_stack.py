@@ -253,7 +253,7 @@ def test_metrics_count_requests_tokens_and_errors_and_are_not_public(stack: Stac
 
 def test_files_of_the_instance_are_its_owners_alone(stack: Stack) -> None:
     assert stack.folder.stat().st_mode & 0o777 == 0o700
-    for name in ("development.key", "keys.json", "ray.token"):
+    for name in ("development.key", "pepper", "starserve.db", "ray.token"):
         assert (stack.folder / name).stat().st_mode & 0o777 == 0o600
     assert stack.key not in stack.logged()
 

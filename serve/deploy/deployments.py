@@ -25,7 +25,9 @@ from serve.errors import EngineLost, EngineUnavailable, ServeError
 from serve.logs import logger, write_line
 from serve.model_settings import Model
 from serve.settings import Settings, SettingsError, Tracing
-from serve.tenants import Tenants
+from serve.tenants.development import open_store
+from serve.tenants.directory import Tenants
+from serve.tenants.following import follow
 from serve.tracing import Traces
 from serve.weights.adapters import checked
 from serve.weights.manifest import verify
@@ -39,21 +41,26 @@ class RouterReplica:
     """The FastAPI app of `app.build`, with engines that answer over handles."""
 
     def __init__(
-        self, settings: Settings, folders: Mapping[str, Path], keys: Path, **handles: DeploymentHandle[Any]
+        self, settings: Settings, folders: Mapping[str, Path], instance: Path, **handles: DeploymentHandle[Any]
     ) -> None:
-        self._settings, self._folders, self._keys = settings, folders, keys
+        self._settings, self._folders, self._instance = settings, folders, instance
         self._handles = handles
 
     def __serve_build_asgi_app__(self) -> Any:
         engines = {m.name: RayEngine(self._handles[f"engine_{i}"]) for i, m in enumerate(self._settings.models)}
-        tenants = Tenants.read(self._keys)
+        store = open_store(self._settings.database, self._instance)
+        tenants = Tenants(store.pepper)
+        tenants.refresh(store)
         log, metrics = logger(self._settings.logs), RequestMetrics(self._settings.metrics_tenants)
 
         def observe(record: Record) -> None:
             log(record)
             metrics(record)
 
-        return application.build(self._settings, self._folders, lambda m: engines[m.name], tenants, observe)
+        return application.build(
+            self._settings, self._folders, lambda m: engines[m.name], tenants, observe,
+            beside=[lambda: follow(tenants, store, write_line)],
+        )  # fmt: skip
 
 
 class EngineReplica:
@@ -134,8 +141,8 @@ def _ranks(model: Model, folder: Path) -> dict[str, int]:
     return ranks
 
 
-def application_of(settings: Settings, folders: Mapping[str, Path], keys: Path) -> Any:
-    """The Ray Serve application: a router bound to the engines."""
+def application_of(settings: Settings, folders: Mapping[str, Path], instance: Path) -> Any:
+    """The Ray Serve application: a router bound to the engines. `instance`: its folder."""
     engines = {f"engine_{i}": _engine(m, folders[m.name], settings.tracing) for i, m in enumerate(settings.models)}
     router = ray_serve.deployment(
         name="router",
@@ -145,7 +152,7 @@ def application_of(settings: Settings, folders: Mapping[str, Path], keys: Path) 
         health_check_period_s=5,
         ray_actor_options={"num_cpus": settings.router.cores},
     )(ray_serve.ingress()(RouterReplica))
-    return router.bind(settings, dict(folders), keys, **engines)
+    return router.bind(settings, dict(folders), instance, **engines)
 
 
 def _engine(model: Model, folder: Path, tracing: Tracing) -> Any:

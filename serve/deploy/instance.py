@@ -22,7 +22,6 @@ class Instance:
 
     def __init__(self, port: int, environment: Mapping[str, str] = os.environ) -> None:
         self.folder = instance_folder(port, environment)
-        self.keys = self.folder / "keys.json"
         self.development_key = self.folder / "development.key"
         self._stage = self.folder / "stage"
         self.log = self.folder / "serve.log"

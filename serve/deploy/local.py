@@ -145,7 +145,7 @@ def drive(config: Path) -> None:
     ray_serve.start(http_options={"host": host, "port": settings.http.port})
     cache = cache_folder()
     folders = {m.name: prepared_folder(m, cache) for m in settings.models}
-    application = application_of(settings, folders, instance.keys)
+    application = application_of(settings, folders, instance.folder)
     instance.reach(f"3/3 starting the router and the engines of {len(settings.models)} model(s)")
     ray_serve.run(application, name=settings.name, route_prefix="/", logging_config={"enable_access_log": False})
     instance.metrics.write_text(f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics")

@@ -26,7 +26,7 @@ from serve.errors import (
 from serve.request import Corridor
 from serve.rights import may_use
 from serve.settings import Caps, Settings
-from serve.tenants import Tenants
+from serve.tenants.directory import Tenants
 from serve.tokens import TokenizerPool
 from serve.wire.bodies import BODIES
 from serve.wire.docs import described

@@ -1,0 +1,20 @@
+"""The admin API's app, joined here: its routes, its credential, errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from serve.tenants.store import Store
+from serve.wire.admin import AdminApi, Credential
+from serve.wire.api import RequestIds, install_errors
+from serve.words import Secret
+
+
+def build_admin(store: Store, token: Secret) -> FastAPI:
+    """`token`: whoever sends it may do everything. No key of a tenant opens anything here."""
+    app = FastAPI(title="starserve admin", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(AdminApi(store).router())
+    install_errors(app)
+    app.add_middleware(Credential, token=token)
+    app.add_middleware(RequestIds, echo=True)
+    return app

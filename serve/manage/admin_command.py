@@ -1,0 +1,33 @@
+"""`starserve admin`: the admin API of a deployment, in a process of its own. Words only."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from serve.admin import build_admin
+from serve.manage.opening import opened, refuse, say
+from serve.settings import embedded_config
+from serve.tenants.development import read_secret, write_secret
+
+
+def admin(
+    config: Annotated[Path, typer.Argument(help="The deployment's YAML; without one, SmolLM2 on this CPU.",
+                                           default_factory=embedded_config)],
+) -> None:  # fmt: skip
+    """Serve the admin API on `admin.port`, in the foreground. Its token is made at the first start (0600)."""
+    with opened(config) as (settings, instance, store):
+        if settings.admin.port is None:
+            refuse("admin.port: without one there is no admin API; name a port of its own")
+        if settings.admin.port == settings.http.port:
+            refuse("admin.port: is the public port; name another")
+        token_file = settings.admin.token_file or instance.folder / "admin.token"
+        if not token_file.exists():
+            write_secret(token_file, f"admin-{secrets.token_hex(32)}")
+        app = build_admin(store, read_secret(token_file))
+        say(f"admin API on http://{settings.admin.host}:{settings.admin.port}/admin/v1, its token in {token_file}")
+        uvicorn.run(app, host=settings.admin.host, port=settings.admin.port, log_level="warning", access_log=False)

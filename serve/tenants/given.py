@@ -1,0 +1,122 @@
+"""What an administrator may set, and nothing else: one allow-list for the command, the admin API and the YAML import.
+
+A field that is not given is left as it is; null takes a limit away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from serve.errors import BadRequest, UnknownField
+from serve.settings import did_you_mean
+from serve.words import Band, Scope
+
+Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[\w.:/-]{1,200}$")]
+KeyName = Annotated[str, StringConstraints(pattern=r"^\w[\w .@:/+-]{0,62}$")]
+Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+_MOST_MODELS = 256
+_NEVER_NULL = {"weight", "band", "scopes", "suspended", "limits", "ceilings", "name"}
+
+
+class Given(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="after")
+    def _null_only_where_it_says_something(self) -> Given:
+        for name in sorted(self.model_fields_set & _NEVER_NULL):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} cannot be null; leave it out")
+        return self
+
+    def merged(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns after this was set, of those that it sets. `before`: the columns so far."""
+        after = dict[str, Any]()
+        for name in sorted(self.model_fields_set & before.keys()):
+            value = getattr(self, name)
+            if isinstance(value, Given):
+                both = {**before[name], **{n: getattr(value, n) for n in value.model_fields_set}}
+                value = {n: both[n] for n in sorted(both) if both[n] is not None}
+            elif isinstance(value, frozenset):
+                value = sorted(value)
+            elif name == "expires_at" and value is not None:
+                value = value.timestamp()
+            after[name] = value
+        return after
+
+
+class LimitsGiven(Given):
+    """Each null or absent: no limit of that kind."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = Field(None, description="Prompt and output together.")
+    concurrent_requests: Count | None = None
+    queued_tokens: Count | None = Field(None, description="Of requests that have no token yet.")
+    tokens_per_day: Count | None = Field(None, description="Of UTC.")
+    budget_per_month: Count | None = Field(None, description="Of UTC, in millionths of the currency.")
+
+
+class CeilingsGiven(Given):
+    """The most that one request may ask for."""
+
+    prompt_tokens: Count | None = None
+    output_tokens: Count | None = None
+    choices: Count | None = None
+
+
+class OrganisationGiven(Given):
+    limits: LimitsGiven | None = None
+    suspended: bool | None = None
+
+
+class TenantGiven(Given):
+    weight: Annotated[float, Field(gt=0, le=1000)] | None = None
+    band: Band | None = None
+    models: Annotated[frozenset[ModelName], Field(max_length=_MOST_MODELS)] | None = Field(
+        None, description="Null: all."
+    )
+    limits: LimitsGiven | None = None
+    ceilings: CeilingsGiven | None = None
+    suspended: bool | None = None
+
+
+class KeyGiven(Given):
+    name: KeyName | None = None
+    scopes: frozenset[Scope] | None = None
+    models: Annotated[frozenset[ModelName], Field(max_length=_MOST_MODELS)] | None = Field(
+        None, description="Of its tenant's; null: all of them."
+    )
+    limits: LimitsGiven | None = None
+    expires_at: AwareDatetime | None = Field(None, description="With a time zone; null: never.")
+    suspended: bool | None = None
+
+
+def explained(error: ValidationError, model: type[BaseModel]) -> BadRequest:
+    """The first mistake as an error that names its field; never its value."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a wrong name explains the rest
+    location = first["loc"]
+    where = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        suggestion = did_you_mean(str(location[-1]), _fields_at(model, location[:-1]))
+        return UnknownField(f"{where}: unknown field{suggestion}", where)
+    message = first["msg"].removeprefix("Value error, ")
+    return BadRequest(f"{where + ': ' if where else ''}{message}", where or None)
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields at a place inside a model, through lists and optional parts."""
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            inside = _models_in(model.model_fields[part].annotation)
+            model = inside[0] if inside else model
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in getattr(annotation, "__args__", ()) for m in _models_in(a)]

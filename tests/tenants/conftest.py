@@ -1,0 +1,48 @@
+"""A store of its own for each test, on SQLite and on PostgreSQL; one PostgreSQL per file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+
+from serve.database import open_database
+from serve.services import Database
+from serve.tenants.development import make_store
+from serve.tenants.store import Store
+from tests.servers import Postgres, postgres
+
+_COUNT = itertools.count()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest) -> Iterator[Postgres | None]:
+    if request.param == "sqlite":
+        yield None
+        return
+    with postgres() as started:
+        yield started
+
+
+@pytest.fixture
+def database(server: Postgres | None) -> Database:
+    """Settings of an empty database."""
+    if server is None:
+        return Database()
+    engine, name = open_database(server.url), f"test_{next(_COUNT)}"
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    url = make_url(server.url).set(database=name).render_as_string(hide_password=False)
+    return Database.model_validate({"url": url})
+
+
+@pytest.fixture
+def store(database: Database, tmp_path: Path) -> Iterator[Store]:
+    made = make_store(database, tmp_path)
+    yield made
+    made.close()
