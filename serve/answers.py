@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 
 from serve.errors import EngineLost
-from serve.words import Event, Usage
+from serve.words import Event, Record, Usage
 
 Events = AsyncGenerator[Event, None]
+OUT_OF_QUOTA = "insufficient_quota"  # the code of the error that the next request gets
 _MOST_WAITING = 64  # events of one answer that may wait for a slow reader
 
 
@@ -72,6 +73,13 @@ async def echoed(stream: Events, prompt: str, choices: int, answer: bool) -> Eve
             yield event
 
 
+def cut_off(unfinished: Iterable[int], record: Record) -> list[Event]:
+    """The end of an answer whose tenant has nothing left: each open choice finishes, the last event has the usage."""
+    usage = Usage(record.prompt_tokens, record.output_tokens, record.cached_tokens)
+    ends = [Event(choice, (), "", "length", ended_by=OUT_OF_QUOTA) for choice in sorted(unfinished)]
+    return [*ends[:-1], ends[-1]._replace(usage=usage)]
+
+
 async def collect(events: Events) -> list[Event]:
     """The unary answer: the stream, joined into one event per choice, in order; the last one has the usage."""
     pieces: dict[int, list[Event]] = {}
@@ -93,4 +101,5 @@ def _joined(pieces: Sequence[Event]) -> Event:
         "".join(piece.text for piece in pieces),
         next((piece.finish for piece in pieces if piece.finish), None),
         logprobs=tuple(x for piece in pieces for x in piece.logprobs or ()) if scored else None,
+        ended_by=pieces[-1].ended_by,
     )

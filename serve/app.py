@@ -11,8 +11,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from serve.engines.base import Engine
+from serve.accounts import Accounts, NoBooks
+from serve.engines.base import CountingEngine
 from serve.jobs import Served
+from serve.limitstore.memory import MemoryLimitStore
 from serve.logs import logger
 from serve.model_settings import Model
 from serve.prompts import Prompts
@@ -24,6 +26,7 @@ from serve.tracing import Traces
 from serve.wire.api import Api, RequestIds, install_errors
 from serve.wire.docs import install_docs
 from serve.wire.openai import licence_of
+from serve.wire.usage import UsageOf
 
 DESCRIPTION = "OpenAI-compatible, plus `/v1/instruct`, the Alpaca form. Every `/v1` route needs a key."
 
@@ -33,37 +36,43 @@ Beside = Callable[[], Coroutine[Any, Any, None]]
 def build(
     settings: Settings,
     folders: Mapping[str, Path],
-    engine_of: Callable[[Model], Engine],
+    engine_of: Callable[[Model], CountingEngine],
     tenants: Tenants,
     observe: Observe | None = None,
+    accounts: Accounts | None = None,
+    usage_of: UsageOf | None = None,
     beside: Sequence[Beside] = (),
 ) -> FastAPI:
     """The router's ASGI app. `folders`: prepared folder per model name; `engine_of`: who answers for a model.
 
-    `observe` gets the record of each request; without one it is logged. `beside`: what runs as long as the app does.
+    `observe` gets the record of each request; without one it is logged. `accounts`: who counts and writes down; without
+    them limits are counted in memory and there is no ledger. `usage_of` reads the ledger. `beside`: what runs as long
+    as the app does.
     """
     served = dict[str, Served]()
     for model in settings.models:
         base = served_model(model, folders[model.name], engine_of(model))
         served |= {model.name: base, **{a.name: replace(base, adapter=a.name) for a in model.adapters}}
     pool = TokenizerPool(settings.router.tokenizer_threads)
-    corridor = Corridor(served, pool, observe or logger(settings.logs), Traces(settings.tracing, "router"))
+    accounts = accounts or Accounts(MemoryLimitStore(), NoBooks())
+    corridor = Corridor(served, pool, accounts, observe or logger(settings.logs), Traces(settings.tracing, "router"))
     app = FastAPI(title="starserve", description=_description(settings.models), docs_url=None, redoc_url=None,
-                  lifespan=_running(beside))  # fmt: skip
-    app.include_router(Api(corridor, tenants, pool, settings).router())
+                  lifespan=_running([*beside, accounts.keep_forgetting], accounts))  # fmt: skip
+    app.include_router(Api(corridor, tenants, pool, settings, usage_of).router())
     install_docs(app)
     install_errors(app)
     app.add_middleware(RequestIds, echo=settings.http.proxy == "haproxy")
     return app
 
 
-def _running(beside: Sequence[Beside]) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _running(beside: Sequence[Beside], accounts: Accounts) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """The app's life: what runs beside it starts and ends with it. None of it may end by itself."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(start()) for start in beside]
         yield
+        await accounts.quiet()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -82,7 +91,7 @@ def _description(models: Sequence[Model]) -> str:
     return "\n".join(lines)
 
 
-def served_model(model: Model, folder: Path, engine: Engine) -> Served:
+def served_model(model: Model, folder: Path, engine: CountingEngine) -> Served:
     """One model with its vocabulary and prompts, from its prepared folder."""
     vocabulary, templates = Vocabulary(folder), model.templates
     preamble = templates.prompt_file.read_text(encoding="utf-8") if templates.prompt_file else None

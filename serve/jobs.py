@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from serve.engines.base import Engine
+from serve.engines.base import CountingEngine
 from serve.errors import BadRequest, ContextOverflow
 from serve.model_settings import Model
 from serve.prompts import Prompts
@@ -25,7 +25,7 @@ class Served:
     model: Model
     vocabulary: Vocabulary
     prompts: Prompts
-    engine: Engine
+    engine: CountingEngine
     licence: Mapping[str, Any] = field(default_factory=dict)  # its texts as they came with the weights
     adapter: str | None = None  # served under this name, on the engine of its base model
 

@@ -1,16 +1,18 @@
 """The corridor: the whole life of a request, from top to bottom. The file to open first.
 
-identify (in wire/) → render and count → hold limits → open ledger row → dispatch in fair turn → events → settle.
+identify (in wire/) → render and count → hold limits and open the ledger's row (accounts) → dispatch in fair turn →
+events → settle the holds and close the row.
 The unary answer is the stream, collected: there is one path.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
-from serve.answers import Events, echoed, together
+from serve.accounts import Accounts
+from serve.answers import OUT_OF_QUOTA, Events, cut_off, echoed, together
 from serve.errors import EngineLost, InternalError, ServeError, UnknownModel
 from serve.jobs import JobMaker, Served
 from serve.rights import may_use
@@ -25,10 +27,16 @@ class Corridor:
     """Answers asks. One per router process; it keeps no state between requests."""
 
     def __init__(
-        self, served: Mapping[str, Served], tokenizers: TokenizerPool, observe: Observe, traces: Traces
+        self,
+        served: Mapping[str, Served],
+        tokenizers: TokenizerPool,
+        accounts: Accounts,
+        observe: Observe,
+        traces: Traces,
     ) -> None:
         """`observe` gets one record per request when it has ended: for logs and metrics."""
         self.served, self._tokenizers, self._observe, self._traces = served, tokenizers, observe, traces
+        self.accounts = accounts
         self.maker = JobMaker(tokenizers)
 
     def find(self, model: str, tenant: Tenant) -> Served:
@@ -40,27 +48,45 @@ class Corridor:
     def refuse(self, record: Record, error: ServeError) -> None:
         """Record a request that came no further than the door."""
         record.outcome, record.code = error.outcome, error.code
+        self.accounts.books.ended(record)
         self._observe(record)
 
     async def answer(
-        self, ask: Ask, tenant: Tenant, record: Record, traceparent: str | None = None
+        self,
+        ask: Ask,
+        tenant: Tenant,
+        record: Record,
+        traceparent: str | None = None,
+        head: dict[str, str] | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """The events of one ask. Whatever happens, exactly one record is told; it holds no text."""
-        began, span = time.monotonic(), self._traces.request(traceparent)
+        """The events of one ask. Whatever happens, exactly one record is told; it holds no text.
+
+        `head` gets, before the first event, what the answer's headers should tell.
+        """
+        began, span, bill = time.monotonic(), self._traces.request(traceparent), None
         record.model, record.stream = ask.model, ask.stream
         try:
             served = self.find(ask.model, tenant)
             jobs = await self.maker.jobs(ask, tenant, served, record.request_id, span.traceparent)
-            record.prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
-            # Limits: what these jobs may cost is held here, and settled in `finally` (tenancy issue).
-            # Ledger: the row is opened here, before dispatch, and closed in `finally` (tenancy issue).
+            _describe(record, ask, served, jobs)
+            bill = await self.accounts.open(record, ask, tenant, served, jobs)
+            if head is not None:
+                head.update(bill.headers)
             # The fair turn is taken inside the engine replica, beside the engine that it feeds (engines/turns.py).
             prompts = ask.prompts or (None,) * len(jobs)
             streams = [await self._stream(ask, served, p, job) for p, job in zip(prompts, jobs, strict=True)]
+            unfinished = set(range(len(jobs) * ask.sampling.n))
             async with aclosing(together(streams, ask.sampling.n)) as events:
                 async for event in events:
                     _note(record, event, time.monotonic() - began)
+                    unfinished -= {event.choice} if event.finish else set()
                     yield event
+                    if unfinished and not await bill.made(record):
+                        record.code = OUT_OF_QUOTA
+                        for last in cut_off(unfinished, record):
+                            yield last
+                        record.outcome = "done"
+                        break
             if record.outcome != "done":
                 raise EngineLost("the engine ended its answer without a finish reason")
         except ServeError as e:
@@ -72,6 +98,10 @@ class Corridor:
         finally:
             record.duration_s = time.monotonic() - began
             span.end(record)
+            if bill is not None:
+                bill.close(record)
+            else:
+                self.accounts.books.ended(record)
             self._observe(record)
 
     async def _stream(self, ask: Ask, served: Served, prompt: str | tuple[int, ...] | None, job: Job) -> Events:
@@ -82,6 +112,13 @@ class Corridor:
         return echoed(events, text, ask.sampling.n, answer=ask.sampling.max_tokens != 0)
 
 
+def _describe(record: Record, ask: Ask, served: Served, jobs: Sequence[Job]) -> None:
+    templates = served.model.templates
+    record.template = {"chat": templates.chat, "instruct": templates.instruct}.get(ask.form, "raw")
+    record.adapter, record.jobs = served.adapter, len(jobs)
+    record.prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
+
+
 def _note(record: Record, event: Event, now_s: float) -> None:
     """Bring the record up to date with an event that leaves after `now_s`."""
     if record.ttft_s is None:
@@ -89,6 +126,7 @@ def _note(record: Record, event: Event, now_s: float) -> None:
     if event.start:
         record.queue_s = max(record.queue_s or 0.0, event.start.queue_s)
         record.cached_tokens += event.start.cached_tokens
+        record.engine = event.start.engine or record.engine
     record.output_tokens += len(event.token_ids)
     if event.usage:
         record.outcome = "done"

@@ -1,14 +1,19 @@
-"""What a tenant may ask for: which models, and how much in one request."""
+"""What a tenant may ask for: which routes and models, and how much in one request."""
 
 from __future__ import annotations
 
-from serve.errors import BadRequest
-from serve.words import Sampling, Tenant
+from serve.errors import BadRequest, Forbidden
+from serve.words import Sampling, Scope, Tenant
 
 
 def may_use(tenant: Tenant, model: str) -> bool:
     """Whether the tenant's key opens this model or adapter."""
     return tenant.models is None or model in tenant.models
+
+
+def check_scope(tenant: Tenant, scope: Scope) -> None:
+    if scope not in tenant.scopes:
+        raise Forbidden(f"this API key has not the scope `{scope}`; ask whoever gave it to you")
 
 
 def check_prompt(tenant: Tenant, tokens: int, field: str) -> None:

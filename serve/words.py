@@ -206,6 +206,7 @@ class Start(NamedTuple):
     cached_tokens: int
     queue_s: float  # from the engine's door to its first step for this job
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    engine: str = ""  # the replica
 
 
 class Usage(NamedTuple):
@@ -239,6 +240,7 @@ class Event(NamedTuple):
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     start: Start | None = None
+    ended_by: str | None = None  # with `finish`: what ended it, if neither the model nor max_tokens
 
     def __repr__(self) -> str:
         return f"Event(choice={self.choice}, tokens={len(self.token_ids)}, finish={self.finish})"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 
+from serve.accounts import Accounts
 from serve.app import build
 from serve.engines.fake import FakeEngine
+from serve.engines.receipts import Receipts
 from serve.settings import parse
 from serve.tenants import keys
 from serve.tenants.directory import Tenants
 from serve.tenants.rows import KeyRow, OrganisationRow, SecretRow, TenantRow
+from serve.wire.usage import UsageOf
 from serve.words import Record, Secret
 from tests.openai_schema import assert_openai_shape
 
@@ -30,21 +35,36 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def known_tenants() -> tuple[Tenants, str]:
-    """A tenant `development` in memory, and its key."""
+def known_tenants(
+    organisation: Mapping[str, Any] = MappingProxyType({}),
+    tenant: Mapping[str, Any] = MappingProxyType({}),
+    key: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Tenants, str]:
+    """A tenant `development` in memory, and its key; with these fields of the three rows."""
     pepper, key_id, secret = Secret("p" * 64), keys.new_key_id(), keys.new_secret()
-    key = KeyRow(key_id, "development", "development", (SecretRow(keys.digest(pepper, secret)),))
-    rows = [OrganisationRow("development")], [TenantRow("development", "development")], [key]
-    return Tenants(pepper, *rows), keys.text_of(key_id, secret).reveal()
+    opening = KeyRow(key_id, "development", "development", (SecretRow(keys.digest(pepper, secret)),), **key)
+    above = [OrganisationRow("development", **organisation)], [TenantRow("development", "development", **tenant)]
+    return Tenants(pepper, *above, [opening]), keys.text_of(key_id, secret).reveal()
 
 
 class Door:
-    """A router over a fake engine, and what it recorded."""
+    """A router over a fake engine, and what it recorded. `rows`: fields of organisation, tenant and key."""
 
-    def __init__(self, words_folder: Path, folder: Path, settings: dict[str, Any] = SETTINGS) -> None:
-        tenants, self.key = known_tenants()
+    def __init__(
+        self,
+        words_folder: Path,
+        settings: Mapping[str, Any] = SETTINGS,
+        accounts: Accounts | None = None,
+        usage_of: UsageOf | None = None,
+        **rows: Mapping[str, Any],
+    ) -> None:
+        tenants, self.key = known_tenants(**rows)
         self.engine, self.records = FakeEngine(), list[Record]()
-        app = build(parse(settings), {"tiny": words_folder}, lambda _: self.engine, tenants, self.records.append)
+        self.counting = Receipts(self.engine)
+        app = build(
+            parse(settings), {"tiny": words_folder}, lambda _: self.counting, tenants, self.records.append, accounts,
+            usage_of,
+        )  # fmt: skip
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         headers = {"Authorization": f"Bearer {self.key}"}
         hooks = {"response": [_judged]}

@@ -45,10 +45,11 @@ def serve(words: Path, folder: Path, port: int, engine: dict[str, Any]) -> None:
 
     from serve.app import build
     from serve.engines.fake import FakeEngine
+    from serve.engines.receipts import Receipts
     from serve.settings import parse
     from tests.door import SETTINGS, known_tenants
 
-    (tenants, key), known = known_tenants(), FakeEngine(**engine)
+    (tenants, key), known = known_tenants(), Receipts(FakeEngine(**engine))
     (folder / "key").write_text(key)
     app = build(parse(SETTINGS), {"tiny": words}, lambda _: known, tenants, lambda _: None)
     with socket.socket() as listening:

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.accounts import Accounts, NoBooks
 from serve.app import served_model
 from serve.bench.questions import Question
 from serve.engines.base import Engine
+from serve.engines.receipts import Receipts
 from serve.engines.vllm import VllmEngine
 from serve.errors import ServeError
+from serve.limitstore.memory import MemoryLimitStore
 from serve.model_settings import Model
 from serve.request import Corridor
 from serve.settings import Caps, Settings, parse
@@ -63,10 +66,10 @@ async def local_model(task: Mapping[str, Any]) -> AsyncIterator[LocalModel]:
     engine = VllmEngine(every_token(model), Path(task["folder"]))
     try:
         await engine.warm_up()
-        served = served_model(model, Path(task["folder"]), engine)
+        served = served_model(model, Path(task["folder"]), Receipts(engine))
         corridor = Corridor(
-            {model.name: served}, TokenizerPool(settings.router.tokenizer_threads), _forget,
-            Traces(settings.tracing, "bench"),
+            {model.name: served}, TokenizerPool(settings.router.tokenizer_threads),
+            Accounts(MemoryLimitStore(), NoBooks()), _forget, Traces(settings.tracing, "bench"),
         )  # fmt: skip
         yield LocalModel(engine, corridor, model.name, settings.caps)
     finally:

@@ -18,6 +18,7 @@ from serve import app as application
 from serve.deploy.handle import Failure, RayEngine
 from serve.deploy.instance import NOT_STARTED
 from serve.deploy.metrics import QueueMetrics, RequestMetrics
+from serve.deploy.tenancy import Tenancy
 from serve.engines.receipts import Receipts
 from serve.engines.turns import Turns
 from serve.engines.vllm import VllmEngine
@@ -25,9 +26,6 @@ from serve.errors import EngineLost, EngineUnavailable, ServeError
 from serve.logs import logger, write_line
 from serve.model_settings import Model
 from serve.settings import Settings, SettingsError, Tracing
-from serve.tenants.development import open_store
-from serve.tenants.directory import Tenants
-from serve.tenants.following import follow
 from serve.tracing import Traces
 from serve.weights.adapters import checked
 from serve.weights.manifest import verify
@@ -48,9 +46,8 @@ class RouterReplica:
 
     def __serve_build_asgi_app__(self) -> Any:
         engines = {m.name: RayEngine(self._handles[f"engine_{i}"]) for i, m in enumerate(self._settings.models)}
-        store = open_store(self._settings.database, self._instance)
-        tenants = Tenants(store.pepper)
-        tenants.refresh(store)
+        replica = ray_serve.get_replica_context().replica_id.unique_id
+        tenancy = Tenancy(self._settings, self._instance, engines, replica)
         log, metrics = logger(self._settings.logs), RequestMetrics(self._settings.metrics_tenants)
 
         def observe(record: Record) -> None:
@@ -58,8 +55,8 @@ class RouterReplica:
             metrics(record)
 
         return application.build(
-            self._settings, self._folders, lambda m: engines[m.name], tenants, observe,
-            beside=[lambda: follow(tenants, store, write_line)],
+            self._settings, self._folders, lambda m: engines[m.name], tenancy.tenants, observe, tenancy.accounts,
+            tenancy.usage, tenancy.beside(),
         )  # fmt: skip
 
 
@@ -73,6 +70,7 @@ class EngineReplica:
             self._vllm = VllmEngine(model, folder, metrics_through_ray=True, ranks=_ranks(model, folder))
             self._turns = Turns(self._vllm, model.engine.queue, model.engine.max_num_seqs)
             self._engine = Receipts(self._turns)
+            self._name = ray_serve.get_replica_context().replica_id.unique_id
             await self._vllm.warm_up()
             for name, reason in (await self._vllm.load_adapters()).items():
                 write_line(f"not served: {model.name}: adapter {name}: vLLM refuses it: {reason}")
@@ -93,6 +91,7 @@ class EngineReplica:
             async for event in events:
                 if event.start:
                     spans.started(event.start)
+                    event = event._replace(start=event.start._replace(engine=self._name))
                 made += len(event.token_ids)
                 yield event
         except (EngineLost, EngineUnavailable) as e:

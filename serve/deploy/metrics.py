@@ -5,7 +5,9 @@ from __future__ import annotations
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from serve.engines.turns import Turns
-from serve.words import Record
+from serve.ledger.ledger import Counters
+from serve.limitstore.breaker import LossEvent
+from serve.words import Band, Record
 
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0]
 OTHER_TENANTS = "_other"  # no tenant's id: those begin with a letter or a digit
@@ -90,3 +92,32 @@ class QueueMetrics:
             self._service.set(speed, self._model)
         if (evenness := turns.evenness()) is not None:
             self._evenness.set(evenness, self._model)
+
+
+class LimitMetrics:
+    """What happens while the shared store of limits is lost."""
+
+    def __init__(self) -> None:
+        self._events = Counter(
+            "starserve_limit_store_events", "Calls lost, requests passed or refused without the store, charges kept.",
+            ("event", "band"),
+        )  # fmt: skip
+
+    def __call__(self, event: LossEvent, band: Band) -> None:
+        self._events.inc(1, {"event": event, "band": band})
+
+
+class LedgerMetrics:
+    """Of one router's ledger. Whatever is lost is counted, and should stay 0."""
+
+    def __init__(self) -> None:
+        self._open = Gauge("starserve_ledger_open", "Rows of requests that have not ended.")
+        self._unshipped = Gauge("starserve_ledger_unshipped_bytes", "Journal that is not in the database yet.")
+        self._lost = Gauge("starserve_ledger_lost_lines", "Lines that neither disk nor database took.")
+        self._outage_s = Gauge("starserve_ledger_outage_seconds", "How long the database did not take rows.")
+
+    def __call__(self, counters: Counters) -> None:
+        self._open.set(counters.open)
+        self._unshipped.set(counters.unshipped_bytes)
+        self._lost.set(counters.unwritten + counters.rejected)
+        self._outage_s.set(counters.outage_s)

@@ -24,7 +24,7 @@ from serve.errors import (
     ServeError,
 )
 from serve.request import Corridor
-from serve.rights import may_use
+from serve.rights import check_scope, may_use
 from serve.settings import Caps, Settings
 from serve.tenants.directory import Tenants
 from serve.tokens import TokenizerPool
@@ -33,6 +33,7 @@ from serve.wire.docs import described
 from serve.wire.openai import Reply, model_card
 from serve.wire.parse import parse
 from serve.wire.sse import EventStream, left_before
+from serve.wire.usage import UsageOf, usage_page
 from serve.words import Ask, Event, Form, Record, Tenant
 
 HEALTH_TIMEOUT_S = 2.0
@@ -50,8 +51,16 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
 class Api:
     """Routes over one corridor."""
 
-    def __init__(self, corridor: Corridor, tenants: Tenants, pool: TokenizerPool, settings: Settings) -> None:
+    def __init__(
+        self,
+        corridor: Corridor,
+        tenants: Tenants,
+        pool: TokenizerPool,
+        settings: Settings,
+        usage_of: UsageOf | None = None,
+    ) -> None:
         self._corridor, self._tenants, self._pool = corridor, tenants, pool
+        self._usage_of, self._currency = usage_of, settings.currency
         self._caps, self._comment_after_s = settings.caps, settings.http.comment_after_s
         self._created = int(time.time())
 
@@ -66,6 +75,7 @@ class Api:
         router.add_api_route(engines, self._generation("completion"), methods=["POST"], include_in_schema=False)
         router.add_api_route("/v1/models", self.models, methods=["GET"], response_model=None)
         router.add_api_route("/v1/models/{model_id:path}", self.model, methods=["GET"], response_model=None)
+        router.add_api_route("/v1/usage", self.usage, methods=["GET"], response_model=None)
         router.add_api_route("/health", self.health, methods=["GET"], response_model=None)
         router.add_api_route("/health/live", self.live, methods=["GET"], response_model=None)
         for path in ("/health", "/health/live"):  # probes send HEAD; the schema need not list it twice
@@ -79,6 +89,8 @@ class Api:
             try:
                 tenant = self.tenant(request)
                 record.tenant_id, record.key_id = tenant.tenant_id, tenant.key_id
+                record.organisation_id = tenant.organisation_id
+                check_scope(tenant, "generate")
                 ask = await self._ask(form, request)
                 served = self._corridor.find(ask.model, tenant)
             except ServeError as e:
@@ -86,8 +98,8 @@ class Api:
                 raise
             reply = Reply(ask, record.request_id, served.vocabulary.spell)
             traceparent = request.headers.get("traceparent")
-            events = self._corridor.answer(ask, tenant, record, traceparent)
             headers = {**_MACHINE_GENERATED, **(_TOOLS_IGNORED if ask.tools_ignored else {})}
+            events = self._corridor.answer(ask, tenant, record, traceparent, headers)
             if not ask.stream:
                 whole = asyncio.create_task(collect(events))
                 gone = await left_before(request, whole)
@@ -127,6 +139,15 @@ class Api:
         card = model_card(served.model, self._created, served.adapter)
         return JSONResponse({**card, "licence_details": served.licence})
 
+    async def usage(self, request: Request) -> JSONResponse:
+        """What your tenant used: `since`, `until`, `by` (day, model, key), `limit`, `cursor`."""
+        tenant = self.tenant(request)
+        check_scope(tenant, "usage")
+        if self._usage_of is None:
+            raise NotFound("this server keeps no ledger")
+        query = dict(request.query_params)
+        return JSONResponse(await usage_page(self._usage_of, tenant.tenant_id, query, self._currency))
+
     async def health(self) -> JSONResponse:
         """200 when a request sent now would be answered, for every model."""
         try:
@@ -147,7 +168,7 @@ def install_errors(app: FastAPI) -> None:
     async def serve_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServeError)
         retry = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
-        return JSONResponse(error.body(), error.status, retry)
+        return JSONResponse(error.body(), error.status, {**error.headers, **retry})
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

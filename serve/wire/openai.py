@@ -94,6 +94,8 @@ class Reply:
         return {"id": self.reply_id, "object": kind, "created": self.created, "model": self.ask.model}
 
     def _with_ids(self, choice: Json, event: Event) -> Json:
+        if event.ended_by is not None:
+            choice = {**choice, "stop_reason": event.ended_by}  # vLLM's name for what ended an answer
         return {**choice, "token_ids": list(event.token_ids)} if self.ask.return_token_ids else choice
 
 

@@ -106,7 +106,7 @@ async def test_nothing_is_open_without_the_token(store: Store) -> None:
 
 
 async def test_the_admin_token_opens_no_public_route(words_folder: Path, tmp_path: Path) -> None:
-    door = Door(words_folder, tmp_path)
+    door = Door(words_folder)
     headers = {"Authorization": f"Bearer {TOKEN.reveal()}"}
     assert (await door.client.get("/v1/models", headers=headers)).status_code == 401
     assert (await door.client.get("/health/../admin/v1/tenants", headers=headers)).status_code == 404

@@ -9,7 +9,7 @@ from tests.door import Door
 
 
 @pytest.fixture
-async def door(words_folder: Path, tmp_path: Path) -> AsyncIterator[Door]:
-    opened = Door(words_folder, tmp_path)
+async def door(words_folder: Path) -> AsyncIterator[Door]:
+    opened = Door(words_folder)
     async with opened.client:
         yield opened

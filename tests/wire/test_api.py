@@ -113,7 +113,7 @@ async def test_a_dead_engine_is_a_503_and_a_death_in_the_stream_is_told_in_band(
 
 
 async def test_a_body_that_trickles_in_is_refused(words_folder: Path, tmp_path: Path) -> None:
-    impatient = Door(words_folder, tmp_path, {**SETTINGS, "caps": {"body_timeout_s": 0.05}})
+    impatient = Door(words_folder, {**SETTINGS, "caps": {"body_timeout_s": 0.05}})
 
     async def trickle() -> AsyncIterator[bytes]:
         yield b"{"

@@ -132,7 +132,7 @@ async def test_an_operator_may_forbid_or_allow_control_tokens_in_raw_prompts(
         ("all", (*psm(vocabulary), 0)),
     ):
         model: dict[str, Any] = {**SETTINGS["models"][0], "control_tokens": policy}
-        door = Door(words_folder, tmp_path, {"models": [model]})
+        door = Door(words_folder, {"models": [model]})
         await door.post("/v1/completions", prompt=PSM + "<|endoftext|>")
         assert door.engine.jobs[-1].prompt_ids == wanted
 
@@ -163,7 +163,7 @@ async def test_truncate_cuts_the_start_of_a_raw_prompt(door: Door, vocabulary: V
 
 
 async def test_a_model_without_the_tokens_says_so(words_folder: Path, tmp_path: Path) -> None:
-    door = Door(respelled(words_folder, tmp_path / "plain", "<other_"), tmp_path)
+    door = Door(respelled(words_folder, tmp_path / "plain", "<other_"))
     for path in ("/v1/completions", "/v1/fim/completions"):
         answer = await door.post(path, prompt=BEFORE, suffix=AFTER)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "suffix")
@@ -174,7 +174,7 @@ async def test_a_model_without_the_tokens_says_so(words_folder: Path, tmp_path: 
 async def test_santacoder_spells_its_markers_with_hyphens(
     words_folder: Path, tmp_path: Path, vocabulary: Vocabulary
 ) -> None:
-    door = Door(respelled(words_folder, tmp_path / "santa", "<fim-"), tmp_path)
+    door = Door(respelled(words_folder, tmp_path / "santa", "<fim-"))
     await door.post("/v1/completions", prompt=PSM.replace("<fim_", "<fim-"))
     await door.post("/v1/completions", prompt=BEFORE, suffix=AFTER)
     assert [job.prompt_ids for job in door.engine.jobs] == [psm(vocabulary)] * 2

@@ -24,7 +24,7 @@ async def door(words_folder: Path, tmp_path: Path) -> AsyncIterator[Door]:
     (folder / "LICENSE").write_text("The whole licence.")
     (folder / "README.md").write_text("# The model card")
     model: dict[str, Any] = {**SETTINGS["models"][0], **LICENCE, "profiles": PROFILES}
-    opened = Door(folder, tmp_path, {"models": [model]})
+    opened = Door(folder, {"models": [model]})
     async with opened.client:
         yield opened
 
@@ -76,7 +76,7 @@ async def test_the_docs_link_the_licence_of_each_model(door: Door) -> None:
 
 async def test_switches_that_guessing_would_ignore_are_refused(words_folder: Path, tmp_path: Path) -> None:
     model: dict[str, Any] = {**SETTINGS["models"][0], "engine": {"device": "cpu", "ngram_tokens": 4}}
-    guessing = Door(words_folder, tmp_path, {"models": [model]})
+    guessing = Door(words_folder, {"models": [model]})
     for switch in ({"min_p": 0.1}, {"logit_bias": {"5": 1}}):
         answer = await guessing.post("/v1/completions", **switch)
         assert (answer.status_code, [answer.json()["error"]["param"]]) == (400, list(switch))

@@ -194,7 +194,7 @@ async def test_response_format_becomes_the_schema_that_the_engine_holds_to(door:
 async def test_a_slow_first_token_is_bridged_with_comments_that_clients_skip(
     words_folder: Path, tmp_path: Path, path: str
 ) -> None:
-    patient = Door(words_folder, tmp_path, {**SETTINGS, "http": {"comment_after_s": 0.05}})
+    patient = Door(words_folder, {**SETTINGS, "http": {"comment_after_s": 0.05}})
     patient.engine.ttft_s = patient.engine.tpot_s = 0.2
     async with patient.client:
         answer = await patient.post(path, stream=True, max_tokens=2)
@@ -206,7 +206,7 @@ async def test_a_slow_first_token_is_bridged_with_comments_that_clients_skip(
 
 
 async def test_a_refusal_after_a_slow_start_is_told_in_band(words_folder: Path, tmp_path: Path) -> None:
-    patient = Door(words_folder, tmp_path, {**SETTINGS, "http": {"comment_after_s": 0.02}})
+    patient = Door(words_folder, {**SETTINGS, "http": {"comment_after_s": 0.02}})
     patient.engine.ttft_s, patient.engine.fail_after = 0.1, 0
     async with patient.client:
         answer = await patient.post("/v1/completions", stream=True)

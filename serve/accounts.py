@@ -1,0 +1,168 @@
+"""What a request may cost and what it did cost: held before dispatch, metered on its way, settled when it has ended.
+
+A request that ended as it should is charged what its engine counted, which is what its client got. For one that broke
+off, or whose client left, the engines are asked what they made; where none knows any more, what was received is
+charged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Protocol
+
+from serve.errors import EngineUnavailable
+from serve.jobs import Served
+from serve.lengths import Kind, Lengths
+from serve.limits import NOTHING, Need, Used, grown, headers
+from serve.limitstore.base import Hold, LimitStore
+from serve.words import Ask, Counted, Job, Record, Tenant
+
+_ASKED_AGAIN_S = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # until an engine has stopped what was cancelled
+_FORGOTTEN_EVERY_S = 2.0
+_LAST_TOKENS = 8
+
+
+class Books(Protocol):
+    """The ledger, as the life of a request calls it. No call blocks or raises."""
+
+    def opened(self, record: Record) -> None: ...
+    def progress(self, record: Record) -> None: ...
+    def ended(self, record: Record) -> None: ...
+
+
+class NoBooks:
+    """For whoever measures an engine without serving."""
+
+    def opened(self, record: Record) -> None: ...
+    def progress(self, record: Record) -> None: ...
+    def ended(self, record: Record) -> None: ...
+
+
+class Bill:
+    """One request's. `open` it, note what is `made`, and `close` it whatever happened."""
+
+    def __init__(self, accounts: Accounts, hold: Hold, served: Served, ask: Ask, jobs: Sequence[Job]) -> None:
+        self._accounts, self._hold, self._served, self._jobs = accounts, hold, served, jobs
+        self._kind = Kind(hold.tenant.tenant_id, ask.model, ask.form)
+        self._choices = len(jobs) * ask.sampling.n
+        self._starting: asyncio.Task[None] | None = None
+        self._cut = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`x-ratelimit-*`, as they stood when the request was let in."""
+        return headers(self._hold.standing)
+
+    async def made(self, record: Record) -> bool:
+        """After each event. False: the day's tokens or the month's budget are used up, so end the answer."""
+        self._accounts.books.progress(record)
+        limits = self._accounts.limits
+        if self._starting is None:  # nobody's second token waits for that
+            self._starting = self._accounts.do(limits.started(self._hold))
+        if (more := grown(self._hold.output_tokens, record.output_tokens)) is None:
+            return True
+        # Where a large step does not fit any more, small ones use up what is left.
+        for step in (more, record.output_tokens + _LAST_TOKENS):
+            if await limits.grow(self._hold, step, self._cost(record, step)):
+                return True
+        self._cut = True
+        return False
+
+    def close(self, record: Record) -> None:
+        """Settle and write down; what has to be asked for, in the background."""
+        if record.outcome == "done" and not self._cut:
+            self._write(record)
+            self._accounts.forget_later(self._served, self._jobs)
+            self._accounts.do(self._settle(record))
+        else:
+            self._accounts.do(self._find_out(record))
+
+    async def _find_out(self, record: Record) -> None:
+        """Of an answer that broke off: what was made of it."""
+        told = await _counted(self._served, [job.job_id for job in self._jobs])
+        if all(job.job_id in told for job in self._jobs):
+            output = sum(counted.usage.completion_tokens for counted in told.values())
+            cached = sum(counted.usage.cached_tokens for counted in told.values())
+            record = replace(record, output_tokens=output, cached_tokens=cached)
+        self._write(record)
+        self._accounts.forget_later(self._served, self._jobs)
+        await self._settle(record)
+
+    def _write(self, record: Record) -> None:
+        record.cost = self._cost(record, record.output_tokens)
+        record.computed_prompt_tokens = record.prompt_tokens - record.cached_tokens
+        self._accounts.books.ended(record)
+
+    async def _settle(self, record: Record) -> None:
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
+        if record.output_tokens:
+            self._accounts.lengths.note(self._kind, record.output_tokens // self._choices)
+        refused = record.outcome == "refused" and not record.output_tokens  # in the queue: nothing was done for it
+        tokens = record.prompt_tokens + record.output_tokens
+        used = NOTHING if refused else Used(tokens, record.cost or 0)
+        await self._accounts.limits.settle(self._hold, used)
+
+    def _cost(self, record: Record, output_tokens: int) -> int:
+        return self._served.model.price.of(record.prompt_tokens, record.cached_tokens, output_tokens)
+
+
+class Accounts:
+    """Of one router."""
+
+    def __init__(self, limits: LimitStore, books: Books) -> None:
+        self.limits, self.books, self.lengths = limits, books, Lengths()
+        self._doing = set[asyncio.Task[None]]()
+        self._forgotten = dict[int, tuple[Served, list[str]]]()  # by engine
+
+    async def open(self, record: Record, ask: Ask, tenant: Tenant, served: Served, jobs: Sequence[Job]) -> Bill:
+        """Hold what the jobs are expected to use, and open their row. Raises LimitReached or LimitsUnavailable."""
+        kind = Kind(tenant.tenant_id, ask.model, ask.form)
+        output = sum(self.lengths.expected(kind, job.sampling.max_tokens or 1) * job.sampling.n for job in jobs)
+        need = Need(record.prompt_tokens, output, served.model.price.of(record.prompt_tokens, 0, output))
+        bill = Bill(self, await self.limits.reserve(record.request_id, tenant, need), served, ask, jobs)
+        self.books.opened(record)
+        return bill
+
+    def do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """In the background: no client waits for it."""
+        task = asyncio.create_task(work)
+        self._doing.add(task)
+        task.add_done_callback(self._doing.discard)
+        return task
+
+    async def quiet(self) -> None:
+        """Return when all that has ended is settled and written down."""
+        while self._doing:
+            await asyncio.wait(set(self._doing))
+
+    def forget_later(self, served: Served, jobs: Sequence[Job]) -> None:
+        """The ledger has them: their engine may forget them, together with others."""
+        _, job_ids = self._forgotten.setdefault(id(served.engine), (served, []))
+        job_ids += [job.job_id for job in jobs]
+
+    async def keep_forgetting(self) -> None:
+        """Beside the app, as long as it runs."""
+        while True:
+            await asyncio.sleep(_FORGOTTEN_EVERY_S)
+            due, self._forgotten = self._forgotten, {}
+            for served, job_ids in due.values():
+                with suppress(EngineUnavailable):  # it is bounded in memory by itself
+                    await served.engine.forget(job_ids)
+
+
+async def _counted(served: Served, job_ids: Sequence[str]) -> dict[str, Counted]:
+    """What the engines made of jobs that broke off, once they have stopped; nothing where none answers."""
+    told = dict[str, Counted]()
+    for pause_s in _ASKED_AGAIN_S:
+        await asyncio.sleep(pause_s)
+        try:
+            told = await served.engine.counted(job_ids)
+        except EngineUnavailable:
+            return {}
+        if all(counted.finished for counted in told.values()):
+            break
+    return told

@@ -1,0 +1,259 @@
+"""What requests cost, through the public door: limits, the ledger, and that both know what the engine made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from serve.accounts import Accounts
+from serve.database import migrate, open_database
+from serve.ledger.ledger import Ledger
+from serve.ledger.usage import rows, usage
+from serve.limitstore.memory import MemoryLimitStore
+from serve.words import Ceilings, Limits
+from tests.door import FORMS, SETTINGS, Door, chunks
+
+PRICED = {"models": [{**SETTINGS["models"][0], "price": {"prompt": 1, "cached_prompt": "0.5", "output": 2}}]}
+LONG = {"max_tokens": 200, "stream": True}
+EVER = (0.0, 1e12)
+
+
+class Books:
+    """A door with accounts, and its ledger in SQLite."""
+
+    def __init__(self, words_folder: Path, folder: Path, settings: Mapping[str, Any], **rows: Any) -> None:
+        self.database = open_database(f"sqlite:///{folder}/starserve.db")
+        migrate(self.database)
+        self.ledger = Ledger(folder / "journal", "router-0", self.database, print)
+        self.ledger.start()
+        self.accounts = Accounts(MemoryLimitStore(), self.ledger)
+        self.door = Door(words_folder, settings, self.accounts, partial(usage, self.database), **rows)
+
+    async def rows(self) -> list[dict[str, Any]]:
+        """Everything so far, in order."""
+        await self.accounts.quiet()
+        assert await asyncio.to_thread(self.ledger.flush, 10)
+        return list(rows(self.database, *EVER))
+
+    async def leave(self, after: int, **changes: Any) -> None:
+        """Ask for a long answer, and go away after so many tokens."""
+        body = {"model": "tiny", **FORMS["/v1/completions"], **LONG, **changes}
+        before = set(self.door.counting._kept)
+        self.door.engine.tpot_s = 0.005
+        asked = asyncio.create_task(self.door.client.post("/v1/completions", json=body))
+        async with asyncio.timeout(5):
+            while self._made_besides(before) < after:  # noqa: ASYNC110 - the engine tells nobody
+                await asyncio.sleep(0.001)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+
+    def _made_besides(self, before: set[str]) -> int:
+        kept = self.door.counting._kept
+        return sum(counted.usage.completion_tokens for job_id, counted in kept.items() if job_id not in before)
+
+    def close(self) -> None:
+        self.ledger.stop()
+        self.database.dispose()
+
+
+Open = Callable[..., Books]
+
+
+@pytest.fixture
+def opened(words_folder: Path, tmp_path: Path) -> Iterator[Open]:
+    made = list[Books]()
+
+    def open_books(settings: Mapping[str, Any] = PRICED, **rows: Any) -> Books:
+        made.append(Books(words_folder, tmp_path, settings, **rows))
+        return made[-1]
+
+    yield open_books
+    for books in made:
+        books.close()
+
+
+async def test_every_way_to_end_leaves_one_row_with_what_the_engine_made(opened: Open) -> None:
+    books = opened()
+    door = books.door
+    await door.post("/v1/completions")
+    await door.post("/v1/chat/completions", n=3, temperature=1)
+    await door.post("/v1/completions", prompt=["a", "b"], stream=True)
+    await door.post("/v1/completions", max_tokens=-1)
+    await books.leave(after=5)
+    door.engine.fail_after, door.engine.tpot_s = 3, 0.0
+    await door.post("/v1/completions", stream=True)
+    door.engine.alive = False
+    await door.post("/v1/completions")
+    found = await books.rows()
+    assert [row["outcome"] for row in found] == ["done", "done", "done", "refused", "cancelled", "lost", "failed"]
+    made = [(8, 1), (24, 1), (16, 2), (0, 0)]
+    assert [(row["output_tokens"], row["jobs"]) for row in found[:4]] == made
+    assert found[4]["output_tokens"] >= 5
+    assert (found[5]["output_tokens"], found[6]["output_tokens"]) == (3, 0)
+    of_engine = await door.counting.counted([f"{row['request_id']}-{i}" for row in found for i in range(2)])
+    assert sum(c.usage.completion_tokens for c in of_engine.values()) == sum(row["output_tokens"] for row in found)
+    assert {row["tenant_id"] for row in found} == {"development"}
+    assert {row["template"] for row in found if row["jobs"]} == {"raw", "alpaca"}
+
+
+async def test_a_stream_that_was_left_pays_for_exactly_what_was_made(opened: Open) -> None:
+    books = opened(tenant={"limits": Limits(tokens_per_day=10_000)})
+    await books.leave(after=7)
+    (row,) = await books.rows()
+    (counted,) = (await books.door.counting.counted([f"{row['request_id']}-0"])).values()
+    assert counted.finished
+    assert row["output_tokens"] == counted.usage.completion_tokens
+    assert row["cost"] == row["prompt_tokens"] + 2 * row["output_tokens"]
+    answer = await books.door.post("/v1/completions", max_tokens=1)
+    left = int(answer.headers["x-ratelimit-remaining-tokens"])
+    assert left == 10_000 - row["prompt_tokens"] - row["output_tokens"] - row["prompt_tokens"] - 1
+
+
+async def test_cached_prompt_tokens_cost_what_the_price_says(opened: Open) -> None:
+    books = opened()
+    books.door.engine.caching = True
+    prompt = list(range(300, 340))
+    await books.door.post("/v1/completions", prompt=prompt)
+    await books.door.post("/v1/completions", prompt=prompt)
+    first, second = await books.rows()
+    assert (first["cached_tokens"], first["computed_prompt_tokens"], first["cost"]) == (0, 40, 40 + 16)
+    assert (second["cached_tokens"], second["computed_prompt_tokens"], second["cost"]) == (32, 8, 8 + 16 + 16)
+
+
+async def test_fifty_at_once_pass_a_limit_for_one_at_most_once(opened: Open) -> None:
+    books = opened(key={"limits": Limits(requests_per_minute=1)})
+    answers = await asyncio.gather(*(books.door.post("/v1/completions") for _ in range(50)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [429] * 49
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["x-ratelimit-limit-requests"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("level", "limits", "code", "helps"),
+    [
+        ("key", Limits(concurrent_requests=0), "concurrency_limit", False),
+        ("tenant", Limits(tokens_per_minute=10), "rate_limit_exceeded", False),
+        ("organisation", Limits(tokens_per_day=5), "insufficient_quota", False),
+        ("tenant", Limits(budget_per_month=3), "insufficient_quota", False),
+        ("tenant", Limits(queued_tokens=2), "queue_limit", False),
+    ],
+)
+async def test_a_limit_that_waiting_does_not_help_against_says_so(
+    opened: Open, level: str, limits: Limits, code: str, helps: bool
+) -> None:
+    books = opened(**{level: {"limits": limits}})
+    answer = await books.door.post("/v1/completions")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, code)
+    assert (answer.headers.get("x-should-retry") != "false") == helps
+    assert not books.door.engine.jobs
+    (row,) = await books.rows()
+    assert (row["outcome"], row["code"], row["cost"]) == ("refused", code, 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_used_up_budget_ends_an_answer_cleanly_and_says_why(opened: Open, stream: bool) -> None:
+    books = opened(tenant={"limits": Limits(budget_per_month=1000)})
+    for _ in range(20):  # short answers: little is held for the next one
+        await books.door.post("/v1/completions", max_tokens=4)
+    await books.accounts.quiet()
+    answer = await books.door.post("/v1/completions", max_tokens=500, stream=stream)
+    assert answer.status_code == 200
+    last = [c for chunk in chunks(answer) for c in chunk["choices"]][-1] if stream else answer.json()["choices"][0]
+    assert (last["finish_reason"], last["stop_reason"]) == ("length", "insufficient_quota")
+    found = await books.rows()
+    assert 20 * 8 < sum(row["cost"] for row in found) <= 1000
+    assert 4 < found[-1]["output_tokens"] < 500
+    assert (found[-1]["outcome"], found[-1]["code"]) == ("done", "insufficient_quota")
+    assert not books.door.engine.running
+
+
+async def test_what_a_request_may_ask_for_is_bounded_by_its_tenant(opened: Open) -> None:
+    books = opened(
+        tenant={"ceilings": Ceilings(prompt_tokens=20, output_tokens=10, choices=2), "models": frozenset({"other"})}
+    )
+    assert (await books.door.post("/v1/completions")).json()["error"]["code"] == "model_not_found"
+    assert (await books.door.client.get("/v1/models")).json()["data"] == []
+    assert (await books.door.client.get("/v1/models/tiny")).status_code == 404
+
+
+async def test_a_tenants_ceilings_name_the_field_and_cut_no_more_than_a_default(opened: Open) -> None:
+    books = opened(tenant={"ceilings": Ceilings(prompt_tokens=20, output_tokens=10, choices=2)})
+    wrong: dict[str, dict[str, Any]] = {
+        "prompt": {"prompt": list(range(300, 321))}, "max_tokens": {"max_tokens": 11}, "n": {"n": 3, "temperature": 1},
+    }  # fmt: skip
+    for field, changes in wrong.items():
+        answer = await books.door.post("/v1/completions", **changes)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+    body = {"model": "tiny", "prompt": list(range(300, 320))}
+    assert (await books.door.client.post("/v1/completions", json=body)).json()["usage"]["completion_tokens"] == 10
+
+
+async def test_a_key_opens_only_its_scopes(opened: Open) -> None:
+    books = opened(key={"scopes": frozenset({"usage"})})
+    refused = await books.door.post("/v1/completions")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+    assert (await books.door.client.get("/v1/usage")).status_code == 200
+
+
+@asynccontextmanager
+async def asked(books: Books) -> AsyncIterator[httpx.AsyncClient]:
+    for _ in range(3):
+        await books.door.post("/v1/completions")
+    await books.door.post("/v1/completions", model="tiny", n=99)
+    await books.rows()
+    yield books.door.client
+
+
+async def test_a_tenant_sees_its_own_usage_by_day_model_and_key(opened: Open) -> None:
+    books = opened()
+    async with asked(books) as client:
+        (group,) = [g for g in (await client.get("/v1/usage")).json()["data"] if g["model"]]
+        assert (group["requests"], group["output_tokens"]) == ({"done": 3}, 24)
+        assert group["cost_millionths"] == group["prompt_tokens"] + 2 * 24
+        whole = (await client.get("/v1/usage", params={"by": "day", "limit": 1})).json()
+        assert (whole["currency"], whole["has_more"]) == ("USD", False)
+        assert whole["data"][0]["requests"] == {"done": 3, "refused": 1}
+        pages, cursor = list[Any](), None
+        while cursor is not None or not pages:
+            query: dict[str, str] = {"by": "model", "limit": "1"} | ({"cursor": cursor} if cursor else {})
+            page = (await client.get("/v1/usage", params=query)).json()
+            pages, cursor = pages + page["data"], page["next_cursor"]
+        assert [g["model"] for g in pages] == ["", "tiny"]
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"since": "yesterday"}, "since"), ({"since": "2026-01-02", "until": "2026-01-01"}, "since"),
+        ({"since": "1990-01-01"}, "since"), ({"by": "tenant"}, "by"), ({"limit": "0"}, "limit"),
+        ({"cursor": "x"}, "cursor"), ({"tenant": "other"}, "tenant"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_question_about_usage_names_its_field(opened: Open, query: dict[str, str], field: str) -> None:
+    answer = await opened().door.client.get("/v1/usage", params=query)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+
+
+async def test_no_prompt_and_no_key_is_in_the_ledger_or_its_journal(opened: Open, tmp_path: Path) -> None:
+    books, canary = opened(), "canary-4711"
+    for changes in ({}, {"model": canary}, {"stop": [canary]}, {canary: 1}, {"max_tokens": -1}):
+        await books.door.post("/v1/completions", prompt=canary, **changes)
+    found = await books.rows()
+    assert len(found) == 5
+    with books.database.connect() as connection:
+        told = str(connection.execute(sa.text("SELECT * FROM ledger WHERE model != :m"), {"m": canary}).all())
+    files = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())  # noqa: ASYNC240
+    secret = books.door.key.split("_", 1)[1]
+    assert canary not in told
+    assert secret.encode() not in files
+    assert files.count(canary.encode()) <= 4  # the name of a model that is not there, which is not a prompt
