@@ -93,11 +93,17 @@ class Journal:
         """Lines that a full disk did not take."""
         return len(self._waiting)
 
-    def write(self, kind: Kind, values: Mapping[str, Any]) -> None:
+    def write(self, kind: Kind, values: Mapping[str, Any]) -> bool:
+        """Whether it is on disk now."""
         line = framed(kind, values)
         with self._mutex:
-            if (self._waiting or not self._append(line)) and not self._wait(line):
+            if not self._waiting and self._append(line):
+                return True
+            if len(self._waiting) < MOST_WAITING:
+                self._waiting.append(line)
+            else:
                 self.unwritten += 1
+            return False
 
     def write_waiting(self) -> None:
         """Try again what a full disk did not take, in its order."""
@@ -122,12 +128,6 @@ class Journal:
                     forget(self.folder, self.life)
                 os.close(self._lock)
             self._file = -1  # a late write fails, rather than go into another's file
-
-    def _wait(self, line: bytes) -> bool:
-        if len(self._waiting) >= MOST_WAITING:
-            return False
-        self._waiting.append(line)
-        return True
 
     def _append(self, line: bytes) -> bool:
         if self.held_bytes + len(line) > self._most_bytes:

@@ -97,6 +97,8 @@ def _closed(row: Entry, counted: Mapping[str, Counted], cost_of: CostOf, now_s: 
     computed = sum(u.prompt_tokens for u in known) - cached
     closed = replace(
         row, outcome="lost", code="router_lost", closed_s=now_s,
+        # No engine knows it and no token came: nobody can say that its prompt was ever read.
+        prompt_tokens=row.prompt_tokens if known or row.output_tokens else 0,
         output_tokens=output if len(known) == row.jobs else max(output, row.output_tokens),
         cached_tokens=cached if known else row.cached_tokens,
         computed_prompt_tokens=max(computed, row.computed_prompt_tokens),

@@ -14,12 +14,15 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from serve.database import migrate, open_database
 from serve.ledger.entry import Entry, entry_of
 from serve.ledger.journal import Line, framed, parsed
+from serve.ledger.ledger import Ledger
 from serve.ledger.shipping import ship
 from serve.ledger.tables import metadata, refusals
 from serve.words import Record
 from tests.ledger.conftest import MakeLedger, a_record, stored
+from tests.servers import postgres
 
 
 def lived(make: MakeLedger, number: int, outcome: str, tokens: int) -> Record:
@@ -139,6 +142,27 @@ def test_a_locked_database_slows_no_request_and_loses_none(
     assert len(said) == 2  # once when it begins, once when it ends
     assert "does not answer (OperationalError)" in said[0]
     assert "takes rows again" in said[1]
+
+
+def test_a_database_that_crashes_and_comes_back_has_every_row(tmp_path: Path, said: list[str]) -> None:
+    with postgres() as server:
+        database = open_database(server.url)
+        migrate(database)
+        one = Ledger(tmp_path, "r", database, said.append)
+        one.start()
+        for i in range(200):
+            if i == 100:
+                server.kill()
+            one.opened(record := a_record(i, outcome="done", output_tokens=i))
+            assert one.closed(record)
+            time.sleep(0.005)
+        assert not one.flush(0.5)
+        server.start()
+        assert one.flush(30)
+        assert sum(row["output_tokens"] for row in stored(database).values()) == sum(range(200))
+        assert one.stop()
+        assert len(said) == 2
+        database.dispose()
 
 
 def test_a_row_that_the_database_takes_for_wrong_holds_up_no_other(

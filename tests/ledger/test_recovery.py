@@ -145,3 +145,26 @@ async def test_a_row_whose_job_still_runs_waits_for_the_next_pass(database: sa.E
     done = await recovered(folder, database, Engines({"request-000001-0": 5}))
     assert (done.waiting, done.closed) == (0, 1)
     assert stored(database)["request-000001"]["output_tokens"] == 5
+
+
+async def test_a_prompt_that_no_engine_is_known_to_have_read_is_not_billed(database: sa.Engine, tmp_path: Path) -> None:
+    dead_router(tmp_path, [a_record(1), a_record(2), a_record(3, output_tokens=1)])
+    done = await recovered(tmp_path, database, Engines({"request-000002-0": 0}))
+    assert (done.closed, done.unknown) == (1, 2)
+    rows = stored(database)
+    assert [(rows[r]["prompt_tokens"], rows[r]["cost"]) for r in sorted(rows)] == [(0, 0), (10, 10), (10, 12)]
+    assert rows["request-000002"]["computed_prompt_tokens"] == 6
+
+
+async def test_an_engine_that_cannot_be_asked_leaves_everything_for_the_next_pass(
+    database: sa.Engine, tmp_path: Path
+) -> None:
+    dead_router(tmp_path, [a_record(1)])
+
+    async def unreachable(job_ids: Sequence[str]) -> dict[str, Counted]:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await recover(tmp_path, database, unreachable, Engines({}).acknowledge, price, 0.0)
+    assert stored(database)["request-000001"]["outcome"] == "open"
+    assert (await recovered(tmp_path, database, Engines({"request-000001-0": 5}))).closed == 1
