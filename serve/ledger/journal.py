@@ -80,7 +80,8 @@ class Journal:
     ) -> None:
         """`most_bytes`: of lines not shipped yet; above that the disk counts as full."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.folder, self._segment_bytes, self._most_bytes = folder, segment_bytes, most_bytes
+        # Only whole segments go: with a single one, a journal that is full would stay full.
+        self.folder, self._segment_bytes, self._most_bytes = folder, min(segment_bytes, most_bytes // 4), most_bytes
         self.unwritten, self.last_error = 0, ""
         self.held_bytes = 0  # in all segments that still exist
         self._mutex, self._waiting, self._torn = threading.Lock(), deque[bytes](), False

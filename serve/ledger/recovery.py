@@ -64,6 +64,28 @@ async def recover(
     return done
 
 
+async def keep_recovering(
+    one_pass: Callable[[], Awaitable[Recovered]], say: Callable[[str], None], every_s: float = 10.0
+) -> None:
+    """Passes for ever; a failed one is told once, and tried again. `say` gets a sentence for the log."""
+    failing = False
+    while True:
+        try:
+            done = await one_pass()
+        except Exception as e:  # a database or an engine that is away: nothing is lost meanwhile
+            if not failing:
+                say(f"rows of dead routers cannot be closed now ({type(e).__name__}); they wait")
+            failing = True
+        else:
+            failing = False
+            if done.closed or done.unknown:
+                say(
+                    f"closed {done.closed + done.unknown} rows that dead routers left open; of {done.unknown} no engine "
+                    "knew the tokens any more, and only those known to have been received are billed"
+                )
+        await asyncio.sleep(every_s)
+
+
 async def _recover_one(
     folder: Path, life: str, database: Engine, usage_of: UsageOf, acknowledge: Acknowledge, cost_of: CostOf,
     now_s: float, done: Recovered,

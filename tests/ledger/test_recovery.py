@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 
 from serve.ledger.entry import Entry, entry_of
 from serve.ledger.journal import Journal
-from serve.ledger.recovery import Counted, Recovered, recover
+from serve.ledger.recovery import Counted, Recovered, keep_recovering, recover
 from serve.words import Record, Usage
 from tests.ledger.conftest import MakeLedger, a_record, stored
 from tests.ledger.router import FATES
@@ -168,3 +169,26 @@ async def test_an_engine_that_cannot_be_asked_leaves_everything_for_the_next_pas
         await recover(tmp_path, database, unreachable, Engines({}).acknowledge, price, 0.0)
     assert stored(database)["request-000001"]["outcome"] == "open"
     assert (await recovered(tmp_path, database, Engines({"request-000001-0": 5}))).closed == 1
+
+
+async def test_passes_go_on_after_failures_and_say_each_thing_once() -> None:
+    said: list[str] = []
+    ends = asyncio.Event()
+    answers = iter([OSError(), OSError(), Recovered(closed=2, unknown=1), Recovered(), OSError()])
+
+    async def one_pass() -> Recovered:
+        answer = next(answers, None)
+        if answer is None:
+            ends.set()
+            return Recovered()
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    task = asyncio.create_task(keep_recovering(one_pass, said.append, every_s=0.0))
+    await ends.wait()
+    task.cancel()
+    assert [sentence.split(" that ")[0] for sentence in said] == [
+        "rows of dead routers cannot be closed now (OSError); they wait", "closed 3 rows",
+        "rows of dead routers cannot be closed now (OSError); they wait",
+    ]  # fmt: skip
