@@ -80,8 +80,8 @@ async def keep_recovering(
             failing = False
             if done.closed or done.unknown:
                 say(
-                    f"closed {done.closed + done.unknown} rows that dead routers left open; of {done.unknown} no engine "
-                    "knew the tokens any more, and only those known to have been received are billed"
+                    f"closed {done.closed + done.unknown} rows that dead routers left open; for {done.unknown} no "
+                    "engine could tell its tokens, and only those known to have been received are billed"
                 )
         await asyncio.sleep(every_s)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -174,7 +174,9 @@ async def test_an_engine_that_cannot_be_asked_leaves_everything_for_the_next_pas
 async def test_passes_go_on_after_failures_and_say_each_thing_once() -> None:
     said: list[str] = []
     ends = asyncio.Event()
-    answers = iter([OSError(), OSError(), Recovered(closed=2, unknown=1), Recovered(), OSError()])
+    answers: Iterator[OSError | Recovered] = iter(
+        [OSError(), OSError(), Recovered(closed=2, unknown=1), Recovered(), OSError()]
+    )
 
     async def one_pass() -> Recovered:
         answer = next(answers, None)
