@@ -162,15 +162,25 @@ def test_a_database_that_crashes_and_comes_back_has_every_row(tmp_path: Path, sa
         database.dispose()
 
 
-def test_a_row_that_the_database_takes_for_wrong_holds_up_no_other(
-    make: MakeLedger, database: sa.Engine, tmp_path: Path
+@pytest.mark.parametrize(
+    "wrong", [{"output_tokens": None}, {"cost": 1 << 70}, {"model": "\0"}, {"opened_s": "x"}, None]
+)
+def test_a_line_that_the_database_takes_for_wrong_holds_up_no_other(
+    database: sa.Engine, tmp_path: Path, wrong: dict[str, object] | None
 ) -> None:
     lines = [Line("c", entry_of(a_record(i), "r", 1.0, closed=True).told()) for i in range(9)]
-    lines[4].values["output_tokens"] = None
+    if wrong is None:
+        del lines[4].values["opened_s"]
+    else:
+        lines[4].values.update(wrong)
     rejected = tmp_path / "rejected"
-    assert ship(database, lines, rejected) == 1
-    assert len(stored(database)) == 8
-    assert "request-000004" in rejected.read_text()
+    if ship(database, lines, rejected):
+        assert len(stored(database)) == 8
+        assert "request-000004" in rejected.read_text()
+    else:
+        assert wrong == {"model": "\0"}  # SQLite alone takes it
+        assert database.dialect.name == "sqlite"
+        assert len(stored(database)) == 9
 
 
 def test_names_from_clients_fit_into_every_database(make: MakeLedger, database: sa.Engine) -> None:
