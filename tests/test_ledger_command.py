@@ -1,4 +1,4 @@
-"""`starserve ledger` and `starserve bench ledger`, as an operator types them."""
+"""`starserve ledger`, as an operator types it."""
 
 from __future__ import annotations
 
@@ -91,14 +91,3 @@ def test_the_url_of_the_database_is_never_shown(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "the database does not answer (OperationalError)" in done.stderr
     assert "canary" not in done.output + repr(load(config))
-
-
-def test_the_measurement_runs(tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    done = CliRunner().invoke(cli, ["bench", "ledger", "--rows", "2000", "--requests", "400", "--save", str(report)])
-    assert done.exit_code == 0, done.output
-    read = json.loads(report.read_text())
-    assert [point["table_rows"] for point in read["measured"]] == [0, 2000]
-    flood = read["floods"]["sqlite"]
-    assert flood["rows"] + flood["counted"] == flood["refusals"] == 10_000
-    assert 50 <= flood["rows"] <= 10 * flood["seconds"] + 11

@@ -80,7 +80,8 @@ class Journal:
     ) -> None:
         """`most_bytes`: of lines not shipped yet; above that the disk counts as full."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.folder, self._segment_bytes, self._most_bytes = folder, segment_bytes, most_bytes
+        # Only whole segments go: with a single one, a journal that is full would stay full.
+        self.folder, self._segment_bytes, self._most_bytes = folder, min(segment_bytes, most_bytes // 4), most_bytes
         self.unwritten, self.last_error = 0, ""
         self.held_bytes = 0  # in all segments that still exist
         self._mutex, self._waiting, self._torn = threading.Lock(), deque[bytes](), False
@@ -93,11 +94,17 @@ class Journal:
         """Lines that a full disk did not take."""
         return len(self._waiting)
 
-    def write(self, kind: Kind, values: Mapping[str, Any]) -> None:
+    def write(self, kind: Kind, values: Mapping[str, Any]) -> bool:
+        """Whether it is on disk now."""
         line = framed(kind, values)
         with self._mutex:
-            if (self._waiting or not self._append(line)) and not self._wait(line):
+            if not self._waiting and self._append(line):
+                return True
+            if len(self._waiting) < MOST_WAITING:
+                self._waiting.append(line)
+            else:
                 self.unwritten += 1
+            return False
 
     def write_waiting(self) -> None:
         """Try again what a full disk did not take, in its order."""
@@ -122,12 +129,6 @@ class Journal:
                     forget(self.folder, self.life)
                 os.close(self._lock)
             self._file = -1  # a late write fails, rather than go into another's file
-
-    def _wait(self, line: bytes) -> bool:
-        if len(self._waiting) >= MOST_WAITING:
-            return False
-        self._waiting.append(line)
-        return True
 
     def _append(self, line: bytes) -> bool:
         if self.held_bytes + len(line) > self._most_bytes:

@@ -74,13 +74,15 @@ class Ledger:
             self._next_mark[record.request_id] = record.output_tokens // MARK_TOKENS * MARK_TOKENS + MARK_TOKENS
             self._journal.write("m", mark_of(record))
 
-    def closed(self, record: Record) -> None:
+    def closed(self, record: Record) -> bool:
         """When it has ended, with the engines' own usage: done, refused in the queue, cancelled, failed or lost.
 
-        A second call, and one for a request that was never opened, do nothing.
+        True: a crash cannot undo it any more, so the engines may forget its jobs. A second call, and one for a
+        request that was never opened, do nothing.
         """
-        if self._next_mark.pop(record.request_id, None) is not None:
-            self._journal.write("c", entry_of(record, self.router, self._now(), closed=True).told())
+        if self._next_mark.pop(record.request_id, None) is None:
+            return False
+        return self._journal.write("c", entry_of(record, self.router, self._now(), closed=True).told())
 
     def refused(self, record: Record) -> None:
         """A request that ended before it was opened, for whatever reason."""

@@ -56,6 +56,28 @@ async def recover(
     return done
 
 
+async def keep_recovering(
+    one_pass: Callable[[], Awaitable[Recovered]], say: Callable[[str], None], every_s: float = 10.0
+) -> None:
+    """Passes for ever; a failed one is told once, and tried again. `say` gets a sentence for the log."""
+    failing = False
+    while True:
+        try:
+            done = await one_pass()
+        except Exception as e:  # a database or an engine that is away: nothing is lost meanwhile
+            if not failing:
+                say(f"rows of dead routers cannot be closed now ({type(e).__name__}); they wait")
+            failing = True
+        else:
+            failing = False
+            if done.closed or done.unknown:
+                say(
+                    f"closed {done.closed + done.unknown} rows that dead routers left open; for {done.unknown} no "
+                    "engine could tell its tokens, and only those known to have been received are billed"
+                )
+        await asyncio.sleep(every_s)
+
+
 async def _recover_one(
     folder: Path, life: str, database: Engine, usage_of: UsageOf, acknowledge: Acknowledge, cost_of: CostOf,
     now_s: float, done: Recovered,
@@ -89,6 +111,8 @@ def _closed(row: Entry, counted: Mapping[str, Counted], cost_of: CostOf, now_s: 
     computed = sum(u.prompt_tokens for u in known) - cached
     closed = replace(
         row, outcome="lost", code="router_lost", closed_s=now_s,
+        # No engine knows it and no token came: nobody can say that its prompt was ever read.
+        prompt_tokens=row.prompt_tokens if known or row.output_tokens else 0,
         output_tokens=output if len(known) == row.jobs else max(output, row.output_tokens),
         cached_tokens=cached if known else row.cached_tokens,
         computed_prompt_tokens=max(computed, row.computed_prompt_tokens),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError
 
 from serve.ledger.entry import Entry
 from serve.ledger.journal import Line
@@ -24,6 +24,8 @@ POLL_S = 0.2
 LONGEST_WAIT_S = 5.0  # between two tries while the database is away
 LONGEST_REST_S = 0.05  # between two groups of a backlog
 _PATIENCE_MS = 5000  # that PostgreSQL waits for somebody's lock: longer, and it is an outage that is told
+# The line is to blame, not the database: values out of range, or written by another version of starserve.
+_WRONG = (DataError, IntegrityError, TypeError, KeyError, ValueError, OverflowError)
 
 
 class Group:
@@ -64,7 +66,7 @@ def ship(database: Engine, lines: list[Line], rejected: Path) -> int:
         with database.begin() as connection:
             Group(lines).write(connection)
         return 0
-    except (DataError, IntegrityError):
+    except _WRONG:
         # A line that no database takes must not hold up the others for ever.
         if len(lines) > 1:
             half = len(lines) // 2
@@ -139,7 +141,7 @@ class Shipper:
             began = time.monotonic()
             try:
                 found = self._look()
-            except (SQLAlchemyError, OSError) as e:
+            except Exception as e:  # whatever it is: this thread must outlive it
                 self._fail(e)
                 continue
             if not found:

@@ -92,6 +92,20 @@ def test_a_full_disk_is_told_once_and_loses_nothing(
     ]  # fmt: skip
 
 
+def test_a_journal_that_reached_its_bound_goes_on_when_it_is_shipped(make: MakeLedger, database: sa.Engine) -> None:
+    one = make(start=False, most_bytes=10_000)
+    for i in range(100):
+        one.opened(record := a_record(i, outcome="done"))
+        one.closed(record)
+    assert one.counters().waiting > 100
+    assert one.counters().unshipped_bytes <= 10_000
+    one.start()
+    assert one.flush(20)
+    assert (one.counters().unwritten, one.counters().waiting) == (0, 0)
+    assert {row["outcome"] for row in stored(database).values()} == {"done"}
+    assert len(stored(database)) == 100
+
+
 def test_a_journal_grows_in_segments_and_shipped_ones_go(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "r", segment_bytes=2000)
     reader, found = Reader(tmp_path, journal.life), list[str]()
@@ -137,6 +151,15 @@ def test_a_flood_of_refusals_has_ten_rows_a_second_per_key_and_the_rest_is_count
     assert sum(row["requests"] for row in counted) + sum(of_key.values()) == 60_000
     assert one.counters().counted_refusals == sum(row["requests"] for row in counted)
     assert one.counters().unshipped_bytes == 0
+
+
+def test_a_key_that_was_silent_for_long_has_saved_up_no_rows(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "r")
+    door = Refusals(journal)
+    for now_s in (0.0, *[3600.0] * 50):
+        door.refused(Entry("r", now_s, now_s, key_id="k", code="rate"), now_s)
+    assert door.counted == 40
+    journal.close(remove=True)
 
 
 def test_many_keys_do_not_grow_memory(tmp_path: Path) -> None:

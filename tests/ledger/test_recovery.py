@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 
 from serve.ledger.entry import Entry, entry_of
 from serve.ledger.journal import Journal
-from serve.ledger.recovery import Recovered, recover
+from serve.ledger.recovery import Recovered, keep_recovering, recover
 from serve.words import Counted, Record, Usage
 from tests.ledger.conftest import MakeLedger, a_record, stored
 from tests.ledger.router import FATES
@@ -145,3 +146,51 @@ async def test_a_row_whose_job_still_runs_waits_for_the_next_pass(database: sa.E
     done = await recovered(folder, database, Engines({"request-000001-0": 5}))
     assert (done.waiting, done.closed) == (0, 1)
     assert stored(database)["request-000001"]["output_tokens"] == 5
+
+
+async def test_a_prompt_that_no_engine_is_known_to_have_read_is_not_billed(database: sa.Engine, tmp_path: Path) -> None:
+    dead_router(tmp_path, [a_record(1), a_record(2), a_record(3, output_tokens=1)])
+    done = await recovered(tmp_path, database, Engines({"request-000002-0": 0}))
+    assert (done.closed, done.unknown) == (1, 2)
+    rows = stored(database)
+    assert [(rows[r]["prompt_tokens"], rows[r]["cost"]) for r in sorted(rows)] == [(0, 0), (10, 10), (10, 12)]
+    assert rows["request-000002"]["computed_prompt_tokens"] == 6
+
+
+async def test_an_engine_that_cannot_be_asked_leaves_everything_for_the_next_pass(
+    database: sa.Engine, tmp_path: Path
+) -> None:
+    dead_router(tmp_path, [a_record(1)])
+
+    async def unreachable(job_ids: Sequence[str]) -> dict[str, Counted]:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await recover(tmp_path, database, unreachable, Engines({}).acknowledge, price, 0.0)
+    assert stored(database)["request-000001"]["outcome"] == "open"
+    assert (await recovered(tmp_path, database, Engines({"request-000001-0": 5}))).closed == 1
+
+
+async def test_passes_go_on_after_failures_and_say_each_thing_once() -> None:
+    said: list[str] = []
+    ends = asyncio.Event()
+    answers: Iterator[OSError | Recovered] = iter(
+        [OSError(), OSError(), Recovered(closed=2, unknown=1), Recovered(), OSError()]
+    )
+
+    async def one_pass() -> Recovered:
+        answer = next(answers, None)
+        if answer is None:
+            ends.set()
+            return Recovered()
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    task = asyncio.create_task(keep_recovering(one_pass, said.append, every_s=0.0))
+    await ends.wait()
+    task.cancel()
+    assert [sentence.split(" that ")[0] for sentence in said] == [
+        "rows of dead routers cannot be closed now (OSError); they wait", "closed 3 rows",
+        "rows of dead routers cannot be closed now (OSError); they wait",
+    ]  # fmt: skip
