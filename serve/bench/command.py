@@ -13,6 +13,7 @@ from rich.table import Table
 
 from serve.bench.batch_command import batch, compare, numbers
 from serve.bench.ladder_command import ladder
+from serve.bench.limits_command import limits
 from serve.bench.model import CLASSES, Task, run, table
 from serve.bench.shapes import SHAPES
 
@@ -34,6 +35,7 @@ def bench() -> None:
 cli.command()(batch)
 cli.command()(compare)
 cli.command()(ladder)
+cli.command()(limits)
 
 
 @cli.command()
