@@ -18,6 +18,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from serve.limits import Account, Need, Used, month_ends_us, refusal_error, refusals, standing
 from serve.limitstore.base import HOLD_S, KEPT_S, Hold, StoreLost
@@ -33,9 +34,12 @@ class RedisLimitStore:
         self, url: Secret, prefix: str, timeout_s: float, connections: int = 64, hold_s: float = HOLD_S,
         kept_s: float = KEPT_S, clock_us: Callable[[], int] | None = None,
     ) -> None:  # fmt: skip
+        # With maintenance notifications, on by default, redis-py 8.1 hands out connections that have ended: after a
+        # restart of Redis each of them would cost a request its call.
         pool = BlockingConnectionPool.from_url(
             url.reveal(), max_connections=connections, timeout=timeout_s, socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0), decode_responses=True,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )  # fmt: skip
         self._redis = Redis(connection_pool=pool)
         self._script = self._redis.register_script(SCRIPT)
