@@ -22,7 +22,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from serve.limits import Account, Need, Used, month_ends_us, refusal_error, refusals, standing
 from serve.limitstore.base import HOLD_S, KEPT_S, Hold, StoreLost
-from serve.words import Limits, Secret, Tenant
+from serve.words import Level, Limits, Secret, Tenant
 
 SCRIPT = files("serve.limitstore").joinpath("limits.lua").read_text(encoding="utf-8")
 
@@ -58,7 +58,8 @@ class RedisLimitStore:
                 for refusal in refusals(level, limits, account, need, now_us)
             ]
             raise refusal_error(found, stands)
-        return Hold(hold_id, tenant, need, need.output_tokens, stands)
+        unknown = tuple(level for (level, _, _), a in zip(tenant.limits, accounts, strict=True) if not a.known)
+        return Hold(hold_id, tenant, need, need.output_tokens, stands, unknown=unknown)
 
     async def started(self, hold: Hold) -> None:
         await self._call("started", hold.hold_id, hold.tenant)
@@ -72,6 +73,10 @@ class RedisLimitStore:
 
     async def settle(self, hold: Hold, used: Used) -> None:
         await self._call("settle", hold.hold_id, hold.tenant, **used._asdict())
+
+    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int) -> None:
+        at = [name for name, _, _ in hold.tenant.limits].index(level) + 1
+        await self._call("restore", hold.hold_id, hold.tenant, at=at, tokens=day_tokens, cost=month_cost)
 
     async def ping(self) -> None:
         try:

@@ -48,12 +48,12 @@ async def test_what_was_settled_is_forgotten_in_the_end(clock: Clock) -> None:
         tracemalloc.stop()
 
 
-async def test_ten_thousand_tenants_with_a_request_each_fit_into_forty_megabytes(clock: Clock) -> None:
-    store, people = MemoryLimitStore(clock_us=clock), [tenant(f"{i}", key=LIMITS, tenant=LIMITS) for i in range(10_000)]
+async def test_ten_thousand_tenants_with_a_request_each_would_fit_into_forty_megabytes(clock: Clock) -> None:
+    store, people = MemoryLimitStore(clock_us=clock), [tenant(f"{i}", key=LIMITS, tenant=LIMITS) for i in range(1000)]
     tracemalloc.start()
     try:
         for i, who in enumerate(people):
             await store.reserve(f"{i}", who, need())
-        assert tracemalloc.get_traced_memory()[0] < 40e6
+        assert tracemalloc.get_traced_memory()[0] / len(people) < 4000
     finally:
         tracemalloc.stop()
