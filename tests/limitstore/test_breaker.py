@@ -206,6 +206,7 @@ async def test_what_is_dropped_is_told(redis_server: Redis) -> None:
 async def test_a_client_that_leaves_while_the_store_is_asked_leaves_no_hold(redis_server: Redis) -> None:
     who = of_band("standard", Limits(concurrent_requests=1))
     async with watched(redis_server) as both:
+        await both.guarded.settle(await both.guarded.reserve("warm", who, need()), Used(20))
         redis_server.pause()
         try:
             asking = asyncio.create_task(both.guarded.reserve("left", who, need()))
@@ -215,6 +216,7 @@ async def test_a_client_that_leaves_while_the_store_is_asked_leaves_no_hold(redi
         finally:
             redis_server.go_on()
         await until(lambda: not both.guarded.charges_kept)
+        await asyncio.sleep(0.05)
         assert (await both.guarded.reserve("next", who, need())).counted_by == "store"
 
 
