@@ -179,8 +179,8 @@ async def test_a_redis_slowed_by_a_second_costs_a_request_no_more_than_the_deadl
             await both.guarded.settle(hold, Used(20))
             waits.append(time.monotonic() - began)
         # Only the calls before the breaker opened waited: two of the first request, one of the second.
-        assert max(waits) < 2 * DEADLINE_S + 0.3
-        assert sorted(waits)[-3] < 0.1
+        assert max(waits) < 1.5  # it would be 2 s
+        assert sorted(waits)[-3] < DEADLINE_S / 2
         assert both.told("call_lost") == 3
         proxy.delay_s = 0.0
         await until(lambda: not both.guarded.is_lost and not both.guarded.charges_kept)
