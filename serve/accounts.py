@@ -8,7 +8,7 @@ charged.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from serve.jobs import Served
 from serve.lengths import Kind, Lengths
 from serve.limits import NOTHING, Need, Used, grown, headers
 from serve.limitstore.base import Hold, LimitStore
-from serve.words import Ask, Counted, Job, Record, Tenant
+from serve.words import Ask, Counted, Job, Level, Record, Tenant
 
 _ASKED_AGAIN_S = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # until an engine has stopped what was cancelled
 _FORGOTTEN_EVERY_S = 2.0
@@ -30,7 +30,9 @@ class Books(Protocol):
 
     def opened(self, record: Record) -> None: ...
     def progress(self, record: Record) -> None: ...
-    def ended(self, record: Record) -> None: ...
+    def ended(self, record: Record) -> bool:
+        """True: what the engines counted is safe here, even should this process die now."""
+        ...
 
 
 class NoBooks:
@@ -38,7 +40,12 @@ class NoBooks:
 
     def opened(self, record: Record) -> None: ...
     def progress(self, record: Record) -> None: ...
-    def ended(self, record: Record) -> None: ...
+    def ended(self, record: Record) -> bool:
+        return True
+
+
+# What the ledger knows of this day's tokens and this month's cost of a tenant's key, itself, or its organisation.
+Spent = Callable[[Tenant, Level], Awaitable[tuple[int, int]]]
 
 
 class Bill:
@@ -75,7 +82,6 @@ class Bill:
         """Settle and write down; what has to be asked for, in the background."""
         if record.outcome == "done" and not self._cut:
             self._write(record)
-            self._accounts.forget_later(self._served, self._jobs)
             self._accounts.do(self._settle(record))
         else:
             self._accounts.do(self._find_out(record))
@@ -88,13 +94,13 @@ class Bill:
             cached = sum(counted.usage.cached_tokens for counted in told.values())
             record = replace(record, output_tokens=output, cached_tokens=cached)
         self._write(record)
-        self._accounts.forget_later(self._served, self._jobs)
         await self._settle(record)
 
     def _write(self, record: Record) -> None:
         record.cost = self._cost(record, record.output_tokens)
         record.computed_prompt_tokens = record.prompt_tokens - record.cached_tokens
-        self._accounts.books.ended(record)
+        if self._accounts.books.ended(record):
+            self._accounts.forget_later(self._served, self._jobs)
 
     async def _settle(self, record: Record) -> None:
         if self._starting is not None:
@@ -113,8 +119,9 @@ class Bill:
 class Accounts:
     """Of one router."""
 
-    def __init__(self, limits: LimitStore, books: Books) -> None:
-        self.limits, self.books, self.lengths = limits, books, Lengths()
+    def __init__(self, limits: LimitStore, books: Books, spent: Spent | None = None) -> None:
+        """`spent`: asked when the store knows nothing of somebody, as after a restart."""
+        self.limits, self.books, self.lengths, self._spent = limits, books, Lengths(), spent
         self._doing = set[asyncio.Task[None]]()
         self._forgotten = dict[int, tuple[Served, list[str]]]()  # by engine
 
@@ -123,9 +130,15 @@ class Accounts:
         kind = Kind(tenant.tenant_id, ask.model, ask.form)
         output = sum(self.lengths.expected(kind, job.sampling.max_tokens or 1) * job.sampling.n for job in jobs)
         need = Need(record.prompt_tokens, output, served.model.price.of(record.prompt_tokens, 0, output))
-        bill = Bill(self, await self.limits.reserve(record.request_id, tenant, need), served, ask, jobs)
+        hold = await self.limits.reserve(record.request_id, tenant, need)
         self.books.opened(record)
-        return bill
+        if hold.unknown and self._spent is not None:
+            self.do(self._restore(hold, self._spent))
+        return Bill(self, hold, served, ask, jobs)
+
+    async def _restore(self, hold: Hold, spent: Spent) -> None:
+        for level in hold.unknown:
+            await self.limits.restore(hold, level, *await spent(hold.tenant, level))
 
     def do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """In the background: no client waits for it."""

@@ -70,6 +70,7 @@ class Account:
     done_gap_us: int = 0  # between two ends while busy, a running mean; 0: not known yet
     left_us: int = 0  # the same for the queue
     left_pace_ns: int = 0  # per token
+    known: int = 0  # 1 after a first reservation, which told its caller that nothing was known
 
 
 class Refusal(NamedTuple):

@@ -35,16 +35,19 @@ SETTINGS = {
 }  # fmt: skip
 
 
+KEY_ID = keys.new_key_id()  # the same for every door: a router that starts again knows its keys
+
+
 def known_tenants(
     organisation: Mapping[str, Any] = MappingProxyType({}),
     tenant: Mapping[str, Any] = MappingProxyType({}),
     key: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Tenants, str]:
     """A tenant `development` in memory, and its key; with these fields of the three rows."""
-    pepper, key_id, secret = Secret("p" * 64), keys.new_key_id(), keys.new_secret()
-    opening = KeyRow(key_id, "development", "development", (SecretRow(keys.digest(pepper, secret)),), **key)
+    pepper, secret = Secret("p" * 64), keys.new_secret()
+    opening = KeyRow(KEY_ID, "development", "development", (SecretRow(keys.digest(pepper, secret)),), **key)
     above = [OrganisationRow("development", **organisation)], [TenantRow("development", "development", **tenant)]
-    return Tenants(pepper, *above, [opening]), keys.text_of(key_id, secret).reveal()
+    return Tenants(pepper, *above, [opening]), keys.text_of(KEY_ID, secret).reveal()
 
 
 class Door:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,9 +17,9 @@ import sqlalchemy as sa
 from serve.accounts import Accounts
 from serve.database import migrate, open_database
 from serve.ledger.ledger import Ledger
-from serve.ledger.usage import rows, usage
+from serve.ledger.usage import Spent, rows, spent, usage
 from serve.limitstore.memory import MemoryLimitStore
-from serve.words import Ceilings, Limits
+from serve.words import Ceilings, Level, Limits, Tenant
 from tests.door import FORMS, SETTINGS, Door, chunks
 
 PRICED = {"models": [{**SETTINGS["models"][0], "price": {"prompt": 1, "cached_prompt": "0.5", "output": 2}}]}
@@ -34,8 +35,11 @@ class Books:
         migrate(self.database)
         self.ledger = Ledger(folder / "journal", "router-0", self.database, print)
         self.ledger.start()
-        self.accounts = Accounts(MemoryLimitStore(), self.ledger)
+        self.accounts = Accounts(MemoryLimitStore(), self.ledger, self._spent)
         self.door = Door(words_folder, settings, self.accounts, partial(usage, self.database), **rows)
+
+    async def _spent(self, tenant: Tenant, level: Level) -> Spent:
+        return await asyncio.to_thread(spent, self.database, tenant, level, time.time())
 
     async def rows(self) -> list[dict[str, Any]]:
         """Everything so far, in order."""
@@ -175,6 +179,21 @@ async def test_a_used_up_budget_ends_an_answer_cleanly_and_says_why(opened: Open
     assert 4 < found[-1]["output_tokens"] < 500
     assert (found[-1]["outcome"], found[-1]["code"]) == ("done", "insufficient_quota")
     assert not books.door.engine.running
+
+
+@pytest.mark.parametrize("level", ["key", "tenant", "organisation"])
+async def test_a_restart_does_not_forget_what_was_used(opened: Open, level: str) -> None:
+    limited = {level: {"limits": Limits(tokens_per_day=100, budget_per_month=100)}}
+    before = opened(**limited)
+    await before.door.post("/v1/completions", prompt=list(range(300, 340)), max_tokens=20)
+    used = sum(row["prompt_tokens"] + row["output_tokens"] for row in await before.rows())
+    before.close()
+    after = opened(**limited)
+    assert (await after.door.post("/v1/completions", max_tokens=1)).status_code == 200  # it asks the ledger
+    await after.accounts.quiet()
+    answer = await after.door.post("/v1/completions", prompt=list(range(300, 340)), max_tokens=20)
+    assert used >= 60
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "insufficient_quota")
 
 
 async def test_what_a_request_may_ask_for_is_bounded_by_its_tenant(opened: Open) -> None:

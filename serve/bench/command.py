@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from serve.bench.batch_command import batch, compare, numbers
+from serve.bench.fairness_command import fairness
 from serve.bench.ladder_command import ladder
 from serve.bench.ledger_command import ledger
+from serve.bench.limits_command import limits
 from serve.bench.model import CLASSES, Task, run, table
 from serve.bench.shapes import SHAPES
 
@@ -35,7 +37,9 @@ def bench() -> None:
 cli.command()(batch)
 cli.command()(compare)
 cli.command()(ladder)
+cli.command()(fairness)
 cli.command()(ledger)
+cli.command()(limits)
 
 
 @cli.command()

@@ -97,7 +97,9 @@ def stack(settings: Settings, cache: Path, name: str = "starserve") -> Iterator[
     port, state = free_port(), Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
     environment = {"STARSERVE_STATE": str(state), "STARSERVE_CACHE": str(cache), "STARSERVE__HTTP__PORT": str(port)}
     config = state / "config.yaml"
-    config.write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
+    # What is measured shares nothing: its tenants, limits and ledger are its own.
+    plain = settings.model_dump(mode="json", exclude={"database", "limit_store", "admin"})
+    config.write_text(yaml.safe_dump(plain), encoding="utf-8")
     try:
         command = [sys.executable, "-m", "serve", "up", str(config)]
         with started(name, command, port=port, environment=environment) as rung:

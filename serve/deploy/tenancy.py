@@ -8,31 +8,24 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from serve.accounts import Accounts
 from serve.app import Beside
 from serve.database import open_database
 from serve.deploy.metrics import LedgerMetrics, LimitMetrics
 from serve.engines.base import CountingEngine
-from serve.errors import EngineUnavailable
 from serve.ledger.entry import Entry
 from serve.ledger.ledger import Ledger
-from serve.ledger.recovery import recover
-from serve.ledger.usage import usage
-from serve.limitstore.base import LimitStore
-from serve.limitstore.breaker import GuardedLimitStore
-from serve.limitstore.memory import MemoryLimitStore
-from serve.limitstore.redis import RedisLimitStore
+from serve.ledger.recovery import keep_recovering, recover
+from serve.ledger.usage import Spent, spent, usage
+from serve.limitstore.opened import opened
 from serve.logs import write_line
 from serve.settings import Settings
 from serve.tenants.development import open_store
 from serve.tenants.directory import Tenants
 from serve.tenants.following import follow
 from serve.wire.usage import UsageOf
-from serve.words import Counted, Secret
+from serve.words import Counted, Level, Tenant
 
-RECOVERED_EVERY_S = 10.0
 _TOLD_EVERY_S = 5.0
 
 
@@ -47,7 +40,8 @@ class Tenancy:
         self._folder = instance / "ledger"
         self._database = open_database(settings.database.url_in(instance))
         self._ledger = Ledger(self._folder, replica, self._database, write_line)
-        self.accounts = Accounts(limit_store(settings), self._ledger)
+        self._limits = opened(settings.limit_store, settings.name, LimitMetrics())
+        self.accounts = Accounts(self._limits, self._ledger, self._spent)
         self.usage: UsageOf = partial(usage, self._database)
 
     def beside(self) -> list[Beside]:
@@ -63,21 +57,18 @@ class Tenancy:
                 metrics(self._ledger.counters())
                 await asyncio.sleep(_TOLD_EVERY_S)
         finally:
+            await self._limits.close()
             await asyncio.to_thread(self._ledger.stop)
 
     async def _recover(self) -> None:
         """Close the rows of routers that died."""
-        while True:
-            try:
-                done = await recover(self._folder, self._database, self._counted, self._forget, self._cost, time.time())
-                if done.routers:
-                    write_line(
-                        f"ledger: finished the journals of {done.routers} router(s) that ended: {done.lines} lines, "
-                        f"{done.closed} rows closed as the engines counted, {done.unknown} as was received"
-                    )
-            except (SQLAlchemyError, EngineUnavailable, OSError):
-                pass  # nothing is lost; the next pass finds it again
-            await asyncio.sleep(RECOVERED_EVERY_S)
+        await keep_recovering(
+            lambda: recover(self._folder, self._database, self._counted, self._forget, self._cost, time.time()),
+            write_line,
+        )
+
+    async def _spent(self, tenant: Tenant, level: Level) -> Spent:
+        return await asyncio.to_thread(spent, self._database, tenant, level, time.time())
 
     async def _counted(self, job_ids: Sequence[str]) -> Mapping[str, Counted]:
         found = dict[str, Counted]()
@@ -95,20 +86,3 @@ class Tenancy:
         names |= {a.name: m for m in self._settings.models for a in m.adapters}
         model = names.get(row.model)
         return row.cost if model is None else model.price.of(row.prompt_tokens, row.cached_tokens, row.output_tokens)
-
-
-def limit_store(settings: Settings) -> LimitStore:
-    """In this router's memory, or in the Redis that all routers share, guarded."""
-    given = settings.limit_store
-    local = MemoryLimitStore(hold_s=given.hold_s)
-    if given.redis_url is None:
-        return local
-    deadline_s = given.deadline_ms / 1000
-    url = Secret(given.redis_url.get_secret_value())
-    shared = RedisLimitStore(url, settings.name, deadline_s, given.connections, given.hold_s)
-    on_loss = given.on_loss
-    return GuardedLimitStore(
-        shared, local, {"interactive": on_loss.interactive, "standard": on_loss.standard, "batch": on_loss.batch},
-        LimitMetrics(), deadline_s=deadline_s, failures=given.failures, probe_s=given.probe_s,
-        kept=given.kept_settlements,
-    )  # fmt: skip

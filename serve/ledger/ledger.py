@@ -89,12 +89,12 @@ class Ledger:
         now_s = self._now()
         self._refusals.refused(entry_of(record, self.router, now_s, closed=True), now_s)
 
-    def ended(self, record: Record) -> None:
-        """`closed` or `refused`, by whether it was opened: one call for a `finally`."""
+    def ended(self, record: Record) -> bool:
+        """`closed` or `refused`, by whether it was opened: one call for a `finally`. True: as `closed` tells."""
         if record.request_id in self._next_mark:
-            self.closed(record)
-        else:
-            self.refused(record)
+            return self.closed(record)
+        self.refused(record)
+        return True
 
     def counters(self) -> Counters:
         return Counters(

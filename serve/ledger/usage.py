@@ -13,12 +13,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
 from serve.ledger.entry import DAY_S, NAMES, OPEN
 from serve.ledger.tables import ledger, refusals
+from serve.words import Level, Tenant
 
 By = Literal["day", "model", "key"]
 OUTCOMES = ("done", "refused", "cancelled", "failed", "lost", OPEN)
@@ -71,6 +72,32 @@ def usage(
     more = bool(groups) and len(found) > min(limit, PAGE)
     shown = found[: min(limit, PAGE)]
     return Page([_usage(row) for row in shown], _cursor([shown[-1][name] for name in columns]) if more else None)
+
+
+class Spent(NamedTuple):
+    """What was used so far in the windows that are open now, both of UTC."""
+
+    day_tokens: int
+    month_cost: int
+
+
+def spent(database: sa.Engine, tenant: Tenant, level: Level, now_s: float) -> Spent:
+    """What a tenant's key, the tenant itself or its organisation used this day and this month."""
+    now = datetime.fromtimestamp(now_s, UTC)
+    month_s = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+    whose = {
+        "key": (ledger.c.tenant_id == tenant.tenant_id) & (ledger.c.key_id == tenant.key_id),
+        "tenant": ledger.c.tenant_id == tenant.tenant_id,
+        "organisation": ledger.c.organisation_id == tenant.organisation_id,
+    }
+    closed = ledger.c.closed_s.is_not(None) & (ledger.c.opened_s >= month_s) & whose[level]
+    today = ledger.c.day == int(now_s // DAY_S)
+    tokens = sa.case((today, ledger.c.prompt_tokens + ledger.c.output_tokens), else_=0)
+    # A request that was refused has used nothing, whatever it asked for.
+    query = sa.select(sa.func.sum(tokens), sa.func.sum(ledger.c.cost)).where(closed, ledger.c.outcome != "refused")
+    with database.connect() as connection:
+        day_tokens, month_cost = connection.execute(query).one()
+    return Spent(int(day_tokens or 0), int(month_cost or 0))
 
 
 def rows(database: sa.Engine, since_s: float, until_s: float, tenant_id: str | None = None) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from serve.limits import EMPTY, Need, Standing, Used
-from serve.words import Tenant
+from serve.words import Level, Tenant
 
 HOLD_S = 900.0  # a hold that nobody renews vanishes; `started` and `grow` renew
 KEPT_S = 3600.0  # how long a settled hold is remembered, so that settling it twice charges once
@@ -32,6 +32,7 @@ class Hold:
     output_tokens: int
     standing: Standing = EMPTY
     counted_by: CountedBy = "store"
+    unknown: tuple[Level, ...] = ()  # levels of which the store knew nothing: ask the ledger, and `restore`
 
 
 class LimitStore(Protocol):
@@ -54,6 +55,11 @@ class LimitStore(Protocol):
     async def settle(self, hold: Hold, used: Used) -> None:
         """Charge what was used and give back the rest, once; a second call does nothing. Charges even if the store
         has forgotten the hold."""
+        ...
+
+    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int) -> None:
+        """What the ledger knows of this day and month: a counter that is lower is lifted to it. A store in memory
+        knows nothing after a restart, nor does a Redis that lost its data."""
         ...
 
     async def ping(self) -> None:

@@ -102,6 +102,10 @@ class Book:
         a.day_tokens += used.tokens
         a.month_cost += used.cost
 
+    def restore(self, day_tokens: int, month_cost: int) -> None:
+        a = self.account
+        a.day_tokens, a.month_cost = max(a.day_tokens, day_tokens), max(a.month_cost, month_cost)
+
     def idle(self, now_us: int) -> bool:
         a = self.account
         windows = (a.day_end_us > now_us and a.day_tokens) or (a.month_end_us > now_us and a.month_cost)

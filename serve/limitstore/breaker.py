@@ -20,7 +20,7 @@ from serve.errors import LimitsUnavailable, ServeError
 from serve.limit_settings import Loss
 from serve.limits import NOTHING, Need, Used
 from serve.limitstore.base import KEPT_S, Hold, LimitStore, StoreLost
-from serve.words import Band, Tenant
+from serve.words import Band, Level, Tenant
 
 LossEvent = Literal[
     "call_lost",  # no answer within the deadline
@@ -121,6 +121,12 @@ class GuardedLimitStore:
         except asyncio.CancelledError:  # nobody knows how far the call came
             self._keep(hold, used, tried=True)
             raise
+
+    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int) -> None:
+        if hold.counted_by == "local":
+            await self._local.restore(hold, level, day_tokens, month_cost)
+        with suppress(StoreLost):
+            await self._ask(lambda: self._shared.restore(hold, level, day_tokens, month_cost), hold.tenant.band)
 
     async def ping(self) -> None:
         await self._in_time(self._shared.ping)

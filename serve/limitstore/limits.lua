@@ -5,7 +5,7 @@
 -- Whole numbers below 2^53 are exact in Lua's doubles; they are written by `whole`, never in scientific form.
 
 local FIELDS = {'requests_full_us', 'tokens_full_us', 'day_end_us', 'day_tokens', 'month_end_us', 'month_cost',
-    'running', 'held_queued', 'held_tokens', 'held_cost', 'done_us', 'done_gap_us', 'left_us', 'left_pace_ns'}
+    'running', 'held_queued', 'held_tokens', 'held_cost', 'done_us', 'done_gap_us', 'left_us', 'left_pace_ns', 'known'}
 local MINUTE_US, DAY_US = 60000000, 86400000000
 
 local ask = cjson.decode(ARGV[1])
@@ -197,13 +197,19 @@ elseif ask.verb == 'settle' and state ~= 'settled' then
     redis.call('SET', KEYS[1], 'settled', 'PX', whole(ask.kept_us / 1000))
 end
 
+if ask.verb == 'restore' then
+    local a = levels[ask.at]
+    a.day_tokens, a.month_cost = math.max(a.day_tokens, ask.tokens), math.max(a.month_cost, ask.cost)
+end
+
 local answer = {status, whole(now)}
 for i, a in ipairs(levels) do
-    write(a)
     if ask.verb == 'reserve' then
         local sums = {}
         for n, name in ipairs(FIELDS) do sums[n] = whole(a[name]) end
         answer[i + 2] = sums
+        if status == 'done' then a.known = 1 end -- told as it was before: whoever hears of an unknown one restores it
     end
+    write(a)
 end
 return answer

@@ -45,7 +45,10 @@ class MemoryLimitStore:
         if hold_id in self._settled:
             raise ValueError("a settled hold cannot be reserved again")
         levels = self._levels(tenant, now_us)
-        hold = Hold(hold_id, tenant, need, need.output_tokens)
+        unknown = tuple(
+            level for (level, _, _), (_, book) in zip(tenant.limits, levels, strict=True) if not book.account.known
+        )
+        hold = Hold(hold_id, tenant, need, need.output_tokens, unknown=unknown)
         if hold_id not in self._records:
             named = [(level, limits, book.account) for (level, _, limits), (_, book) in zip(
                 tenant.limits, levels, strict=True)]  # fmt: skip
@@ -55,6 +58,7 @@ class MemoryLimitStore:
             held = Held(now_us + self._hold_us, need.tokens, need.tokens, need.cost)
             for limits, book in levels:
                 book.take(hold_id, held, limits, now_us)
+                book.account.known = 1
             self._records[hold_id] = self._record(need.tokens, 1, now_us)
         return replace(hold, standing=self._standing(levels, now_us))
 
@@ -90,6 +94,12 @@ class MemoryLimitStore:
             book.settle(hold.hold_id, used, now_us)
             book.fill(limits, used.tokens - record.tokens, used.requests - record.requests, now_us)
         self._settled[hold.hold_id] = now_us + self._kept_us
+
+    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int) -> None:
+        levels = self._levels(hold.tenant, self._clock_us())
+        for (name, _, _), (_, book) in zip(hold.tenant.limits, levels, strict=True):
+            if name == level:
+                book.restore(day_tokens, month_cost)
 
     async def ping(self) -> None:
         pass

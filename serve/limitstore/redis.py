@@ -18,10 +18,11 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from serve.limits import Account, Need, Used, month_ends_us, refusal_error, refusals, standing
 from serve.limitstore.base import HOLD_S, KEPT_S, Hold, StoreLost
-from serve.words import Limits, Secret, Tenant
+from serve.words import Level, Limits, Secret, Tenant
 
 SCRIPT = files("serve.limitstore").joinpath("limits.lua").read_text(encoding="utf-8")
 
@@ -33,9 +34,12 @@ class RedisLimitStore:
         self, url: Secret, prefix: str, timeout_s: float, connections: int = 64, hold_s: float = HOLD_S,
         kept_s: float = KEPT_S, clock_us: Callable[[], int] | None = None,
     ) -> None:  # fmt: skip
+        # With maintenance notifications, on by default, redis-py 8.1 hands out connections that have ended: after a
+        # restart of Redis each of them would cost a request its call.
         pool = BlockingConnectionPool.from_url(
             url.reveal(), max_connections=connections, timeout=timeout_s, socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0), decode_responses=True,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )  # fmt: skip
         self._redis = Redis(connection_pool=pool)
         self._script = self._redis.register_script(SCRIPT)
@@ -54,7 +58,8 @@ class RedisLimitStore:
                 for refusal in refusals(level, limits, account, need, now_us)
             ]
             raise refusal_error(found, stands)
-        return Hold(hold_id, tenant, need, need.output_tokens, stands)
+        unknown = tuple(level for (level, _, _), a in zip(tenant.limits, accounts, strict=True) if not a.known)
+        return Hold(hold_id, tenant, need, need.output_tokens, stands, unknown=unknown)
 
     async def started(self, hold: Hold) -> None:
         await self._call("started", hold.hold_id, hold.tenant)
@@ -69,11 +74,19 @@ class RedisLimitStore:
     async def settle(self, hold: Hold, used: Used) -> None:
         await self._call("settle", hold.hold_id, hold.tenant, **used._asdict())
 
+    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int) -> None:
+        at = [name for name, _, _ in hold.tenant.limits].index(level) + 1
+        await self._call("restore", hold.hold_id, hold.tenant, at=at, tokens=day_tokens, cost=month_cost)
+
     async def ping(self) -> None:
         try:
             await self._redis.ping()
         except (RedisError, OSError, TimeoutError) as e:
             raise StoreLost(type(e).__name__) from None
+
+    async def memory_bytes(self) -> int:
+        """What Redis uses now, for everybody."""
+        return int((await self._redis.info("memory"))["used_memory"])
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -179,8 +179,8 @@ async def test_a_redis_slowed_by_a_second_costs_a_request_no_more_than_the_deadl
             await both.guarded.settle(hold, Used(20))
             waits.append(time.monotonic() - began)
         # Only the calls before the breaker opened waited: two of the first request, one of the second.
-        assert max(waits) < 2 * DEADLINE_S + 0.3
-        assert sorted(waits)[-3] < 0.1
+        assert max(waits) < 1.5  # it would be 2 s
+        assert sorted(waits)[-3] < DEADLINE_S / 2
         assert both.told("call_lost") == 3
         proxy.delay_s = 0.0
         await until(lambda: not both.guarded.is_lost and not both.guarded.charges_kept)
@@ -206,6 +206,7 @@ async def test_what_is_dropped_is_told(redis_server: Redis) -> None:
 async def test_a_client_that_leaves_while_the_store_is_asked_leaves_no_hold(redis_server: Redis) -> None:
     who = of_band("standard", Limits(concurrent_requests=1))
     async with watched(redis_server) as both:
+        await both.guarded.settle(await both.guarded.reserve("warm", who, need()), Used(20))
         redis_server.pause()
         try:
             asking = asyncio.create_task(both.guarded.reserve("left", who, need()))
@@ -215,6 +216,7 @@ async def test_a_client_that_leaves_while_the_store_is_asked_leaves_no_hold(redi
         finally:
             redis_server.go_on()
         await until(lambda: not both.guarded.charges_kept)
+        await asyncio.sleep(0.05)
         assert (await both.guarded.reserve("next", who, need())).counted_by == "store"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from serve.errors import ConcurrencyLimited, LimitReached, QueueLimited, QuotaExhausted, TokensLimited
 from serve.limits import NOTHING, Used
-from serve.limitstore.base import LimitStore
+from serve.limitstore.base import Hold, LimitStore
 from serve.words import Limits, Tenant
 from tests.limitstore.conftest import Clock, need, tenant
 
@@ -272,6 +272,22 @@ async def test_the_tightest_level_stands_in_the_headers(store: LimitStore) -> No
     standing = (await store.reserve("a", who, need(50, 50))).standing
     assert standing.requests == (10, 9, 6.0)
     assert standing.tokens == (1000, 900, 6.0)
+
+
+async def test_an_account_that_is_not_known_is_told_once_and_restored_from_the_ledger(store: LimitStore) -> None:
+    day, month = Limits(tokens_per_day=100), Limits(budget_per_month=100)
+    who = tenant("acme", "org", key=day, organisation=month)
+    await store.settle(Hold("from before", who, need(), 10), Used(20, 20))  # after the restart, it ends first
+    hold = await store.reserve("a", who, need(1, 1, 1))
+    assert hold.unknown == ("key", "organisation")
+    assert (await store.reserve("b", who, need(1, 1, 1))).unknown == ()
+    for _ in range(2):
+        await store.restore(hold, "key", 96, 0)
+        await store.restore(hold, "organisation", 10, 10)  # it knows more than the ledger yet
+    assert (await refused(store, who, "c", prompt=1)).reason == "key.tokens_per_day"
+    other = tenant("other", "org", organisation=month)
+    assert await passes(store, other, "d", cost=78)
+    assert not await passes(store, other, "e", cost=1)
 
 
 async def test_a_tenant_without_limits_passes(store: LimitStore) -> None:

@@ -1,0 +1,130 @@
+"""`starserve bench fairness`. Words only."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from serve.bench.arena import Arm, arena
+from serve.bench.batch_command import numbers, one_model, prepared, print_table, refuse, say
+from serve.bench.fairness import Player, alone, neighbours, quantile, shares
+from serve.bench.report import machine_conditions
+from serve.bench.tiny_model import tiny as made_tiny
+from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
+from serve.weights.prepare import prepare
+
+Row = Mapping[str, Any]
+
+
+def fairness(
+    config: Annotated[Path, typer.Argument(help="The deployment's YAML; without one, SmolLM2 on this CPU.",
+                                           default_factory=embedded_config)],
+    model: Annotated[str | None, typer.Option(help="Which of its models; the first without it.")] = None,
+    weights: Annotated[str, typer.Option(help="Weights of the heavy tenant, the light one having 1.")] = "1,3",
+    routers: Annotated[str, typer.Option(help="Numbers of routers; with 2 each tenant has one for itself.")] = "1",
+    engines: Annotated[str, typer.Option(help="Numbers of engines.")] = "1",
+    seconds: Annotated[float, typer.Option(min=5, help="Length of each run for shares.")] = 40,
+    requests: Annotated[int, typer.Option(min=0, help="Of the light tenant beside a flood; 0 leaves that out.")] = 100,
+    most: Annotated[float, typer.Option(min=10, help="Seconds that the light tenant may take for them.")] = 600,
+    tiny: Annotated[bool, typer.Option("--tiny", help="A tiny random model of the same architecture.")] = False,
+    change: Annotated[list[str] | None, typer.Option("--set", help="engine.cores=1: a field of the model.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
+) -> None:  # fmt: skip
+    """Who gets what of a busy engine: the fair queue beside first come, first served.
+
+    Shares: a heavy tenant (many requests, long answers) and a light one that both always wait. Neighbours: a light
+    tenant that asks one request at a time beside a flood of 64 that always wait.
+    """
+    try:
+        settings, cache = one_model(load(config), model, change or []), cache_folder()
+        folder = prepared(settings)
+        with tempfile.TemporaryDirectory(prefix="fairness-") as made:
+            if tiny:
+                cache = Path(made) / "cache"
+                settings = made_tiny(settings, folder, Path(made) / "model")
+                folder = prepare(settings.models[0], cache, lambda _: None)
+            stage = Stage(settings, cache, json.loads((folder / "config.json").read_text())["vocab_size"])
+            report: dict[str, Any] = {"conditions": machine_conditions(), "shares": [], "neighbours": []}
+            for weight in numbers(weights):
+                for n in numbers(engines):
+                    for arm in [*(Arm("fair", routers=r, engines=n) for r in numbers(routers)), Arm("fcfs", engines=n)]:
+                        report["shares"].append(stage.shares(arm, weight, seconds))
+            if requests:
+                report["neighbours"] = stage.neighbours(requests, most)
+    except SettingsError as e:
+        return refuse(str(e))
+    except RuntimeError as e:
+        return refuse(str(e), 1)
+    print_table(shares_table(report["shares"]))
+    if requests:
+        print_table(neighbours_table(report["neighbours"]))
+    if save is not None:
+        save.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+class Stage:
+    """Runs the arms, one deployment after the other."""
+
+    def __init__(self, settings: Settings, cache: Path, vocabulary: int) -> None:
+        self._settings, self._cache, self._vocabulary = settings, cache, vocabulary
+        self._places = settings.models[0].engine.max_num_seqs
+
+    def shares(self, arm: Arm, weight: int, seconds: float) -> dict[str, Any]:
+        places = self._places * arm.engines
+        players = [Player("heavy", 10 * 2 * places, 64, 256, float(weight)), Player("light", 2 * places, 64, 32)]
+        with arena(arm, self._settings, self._cache, self._vocabulary, players, {}) as up:
+            told = shares(up, players, seconds, seed=0)
+        say(f"{arm.name}, weights {weight}:1: heavy got {100 * told['share']['heavy']:.1f} %")
+        return {"arm": arm.name, "weights": [weight, 1], **told}
+
+    def neighbours(self, requests: int, most_s: float) -> list[dict[str, Any]]:
+        light, flood = Player("light", 1, 64, 32), Player("flood", self._places + 64, 64, 256)
+        found = []
+        for arm in (Arm("fair"), Arm("fair", reserve=1), Arm("fcfs")):
+            bands: Mapping[str, Any] = {"light": "interactive"} if arm.reserve else {}
+            with arena(arm, self._settings, self._cache, self._vocabulary, [light, flood], bands) as up:
+                by_itself = alone(up, light, requests, seed=1)
+                told = neighbours(up, light, flood, requests, most_s, self._places, seed=2)
+            found.append({"arm": arm.name, "alone": by_itself, **told})
+            say(f"{arm.name}: TTFT p95 {quantile(told['ttft_s'], 0.95):.3f} s beside the flood, "
+                f"{quantile(by_itself['ttft_s'], 0.95):.3f} s alone")  # fmt: skip
+        return found
+
+
+def shares_table(found: Sequence[Row]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("weights", "arm", "service heavy ÷ light", "fair", "fewest waiting", "requests sent", "tokens/s")
+    ]
+    for told in found:
+        got, weights = told["service"], told["weights"]
+        waiting = "/".join(str(min(told["least_waiting"][t], default=0)) for t in ("heavy", "light"))
+        rows.append((
+            f"{weights[0]}:{weights[1]}", told["arm"], f"{got['heavy'] / max(got['light'], 1e-9):.2f}",
+            f"{weights[0] / weights[1]:.2f}", waiting, f"{told['sent']['heavy']}/{told['sent']['light']}",
+            f"{told['output_tokens_s']:.0f}",
+        ))  # fmt: skip
+    return rows
+
+
+def neighbours_table(found: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The light tenant's TTFT; the last columns compare with in order of arrival."""
+    in_order = next(told for told in found if told["arm"].startswith("fcfs"))
+    rows: list[tuple[str, ...]] = [
+        ("arm", "answers", "TTFT p95 s", "p50", "alone p95", "step ms", "alone + 3 steps", "÷ fcfs p95",
+         "batch full %", "fewest waiting", "tokens/s ÷ fcfs")
+    ]  # fmt: skip
+    for told in found:
+        p95, by_itself = quantile(told["ttft_s"], 0.95), quantile(told["alone"]["ttft_s"], 0.95)
+        rows.append((
+            told["arm"], str(len(told["ttft_s"])), f"{p95:.3f}", f"{statistics.median(told['ttft_s']):.3f}",
+            f"{by_itself:.3f}", f"{1000 * told['step_s']:.0f}", f"{by_itself + 3 * told['step_s']:.3f}",
+            f"{p95 / quantile(in_order['ttft_s'], 0.95):.3f}", f"{100 * told['full']:.0f}",
+            str(told["least_waiting"]), f"{told['output_tokens_s'] / in_order['output_tokens_s']:.3f}",
+        ))  # fmt: skip
+    return rows
