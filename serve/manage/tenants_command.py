@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -11,15 +11,14 @@ from serve.manage import keys_command
 from serve.manage.fields import Band, Ceiling, Expires, Limit, Models, Scopes, Weight, given, is_any
 from serve.manage.opening import AsJson, Config, actor, console, opened, refuse, say, show, words
 from serve.tenants import importing
-from serve.tenants.given import KeyGiven, OrganisationGiven, TenantGiven
+from serve.tenants.given import Given, KeyGiven, OrganisationGiven, TenantGiven
 from serve.tenants.showing import shown
 from serve.words import Level
 
 cli = typer.Typer(no_args_is_help=True, help="Organisations, their tenants, and the tenants' keys.")
 cli.add_typer(keys_command.cli, name="key")
 _COLUMNS = ("tenant_id", "organisation_id", "weight", "band", "models", "limits", "suspended")
-_Kind = Literal["organisation", "tenant", "key"]
-Kind = Annotated[_Kind, typer.Option("--kind", help="What the id belongs to.")]
+Kind = Annotated[Level, typer.Option("--kind", help="What the id belongs to.")]
 Id = Annotated[str, typer.Argument(help="Small letters, digits, dots and dashes.")]
 
 
@@ -92,9 +91,9 @@ def set_fields(
                "expires_at": expires}  # fmt: skip
     if not is_any(options.values()):
         refuse("set: nothing was given to change")
-    model = {"organisation": OrganisationGiven, "tenant": TenantGiven, "key": KeyGiven}[kind]
+    models_of: dict[Level, type[Given]] = {"organisation": OrganisationGiven, "tenant": TenantGiven, "key": KeyGiven}
     with opened(config) as (_, _, store):
-        fields = given(model, **options)
+        fields = given(models_of[kind], **options)
         with store.acting(actor()) as acts:
             acts.change(kind, object_id, fields)
         say(f"changed the {kind} {object_id}" if acts.told else "it was so already")
@@ -156,6 +155,8 @@ def audit(
     """Who did what, and when."""
     with opened(config) as (_, _, store):
         rows = [shown(row) for row in store.audit(object_id, None, most)]
+        if not as_json:
+            rows = [{**row, "changes": {n: tuple(pair) for n, pair in row["changes"].items()}} for row in rows]
         show(rows, ("at", "actor", "act", "level", "object_id", "changes"), as_json)
 
 
