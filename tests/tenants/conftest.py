@@ -1,4 +1,4 @@
-"""A store of its own for each test, on SQLite and on PostgreSQL; one PostgreSQL per file."""
+"""A store of its own for each test, on SQLite and on PostgreSQL; one PostgreSQL for all files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.servers import Postgres, postgres
 _COUNT = itertools.count()
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest) -> Iterator[Postgres | None]:
     if request.param == "sqlite":
         yield None
@@ -35,7 +35,7 @@ def database(server: Postgres | None) -> Database:
     return Database() if server is None else _new_database(server)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared(server: Postgres | None) -> Database:
     return Database() if server is None else _new_database(server)
 
