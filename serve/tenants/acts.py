@@ -61,7 +61,7 @@ class Acts:
         """Set what is given. Nothing is written, and nobody is told, where it is so already."""
         before = self._living(level, object_id)
         changed = {name: value for name, value in given.merged(before).items() if value != before[name]}
-        if level == "key":
+        if level == "key" and changed:
             self._check_key({**before, **changed}, before["tenant_id"], self._living("tenant", before["tenant_id"]))
         if changed:
             self._update(level, object_id, changed)
