@@ -148,7 +148,8 @@ def _welcome(settings: Settings, instance: Instance, made: bool) -> None:
     console.print(f"\n  address   {address}\n  API docs  {address}/docs", markup=False)
     if made:
         console.print(f"  key       {key.read_text()}   (shown once)", markup=False)
-    console.print(f"  key file  {key}\n  log       {instance.log}", markup=False)
+    told = f"key file  {key}" if key.exists() else "keys      starserve tenants key list"
+    console.print(f"  {told}\n  log       {instance.log}", markup=False)
     console.print(f"  metrics   {instance.metrics.read_text()}\n\nTry it:\n", markup=False)
     body = f'{{"model": "{model}", "instruction": "Write a Python function that adds two numbers.", "max_tokens": 120}}'
     headers = f"""-H "Authorization: Bearer $(cat {key})" -H 'Content-Type: application/json'"""

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from serve.settings import parse
+from serve.tenants import importing
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,6 +32,11 @@ def test_the_example_of_profiles_and_adapters_is_valid() -> None:
     found = parse({"models": [whole]}).models[0]
     assert found.profiles["complete"].max_tokens == 60
     assert found.adapters[0].name == "starcoder-sql"
+
+
+def test_the_example_of_tenants_is_valid() -> None:
+    (organisation,) = importing.read(block("yaml", "organisations:")).organisations
+    assert [key.name for tenant in organisation.tenants for key in tenant.keys] == ["editors"]
 
 
 def test_the_file_tree_is_the_tree() -> None:

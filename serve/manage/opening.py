@@ -63,7 +63,9 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: boo
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    table = Table(*columns, box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=column.endswith("_id"), overflow="fold")
     for row in rows:
         table.add_row(*(words(row[column]) for column in columns))
     console.print(table, markup=False)
@@ -77,6 +79,8 @@ def words(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{name} {words(inside)}" for name, inside in value.items()) or "–"
+    if isinstance(value, tuple):
+        return " → ".join(words(inside) for inside in value)
     if isinstance(value, list):
         return ", ".join(words(inside) for inside in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -18,8 +18,7 @@ from serve.words import Level
 cli = typer.Typer(no_args_is_help=True, help="Organisations, their tenants, and the tenants' keys.")
 cli.add_typer(keys_command.cli, name="key")
 _COLUMNS = ("tenant_id", "organisation_id", "weight", "band", "models", "limits", "suspended")
-_Kind = Literal["organisation", "tenant", "key"]
-Kind = Annotated[_Kind, typer.Option("--kind", help="What the id belongs to.")]
+Kind = Annotated[Level, typer.Option("--kind", help="What the id belongs to.")]
 Id = Annotated[str, typer.Argument(help="Small letters, digits, dots and dashes.")]
 
 
@@ -92,7 +91,7 @@ def set_fields(
                "expires_at": expires}  # fmt: skip
     if not is_any(options.values()):
         refuse("set: nothing was given to change")
-    models_of: dict[str, type[Given]] = {"organisation": OrganisationGiven, "tenant": TenantGiven, "key": KeyGiven}
+    models_of: dict[Level, type[Given]] = {"organisation": OrganisationGiven, "tenant": TenantGiven, "key": KeyGiven}
     with opened(config) as (_, _, store):
         fields = given(models_of[kind], **options)
         with store.acting(actor()) as acts:
@@ -156,6 +155,8 @@ def audit(
     """Who did what, and when."""
     with opened(config) as (_, _, store):
         rows = [shown(row) for row in store.audit(object_id, None, most)]
+        if not as_json:
+            rows = [{**row, "changes": {n: tuple(pair) for n, pair in row["changes"].items()}} for row in rows]
         show(rows, ("at", "actor", "act", "level", "object_id", "changes"), as_json)
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from serve.errors import BadRequest, Conflict, NotFound
 from serve.tenants import keys, reading
-from serve.tenants.given import Given, KeyGiven, OrganisationGiven, TenantGiven
+from serve.tenants.given import Given, KeyGiven, OrganisationGiven, TenantGiven, check_id
 from serve.tenants.reading import ID, TABLES
 from serve.tenants.rows import KeyRow, NewKey, OrganisationRow, Row, TenantRow
 from serve.tenants.tables import AUDIT, KEYS, SECRETS
@@ -38,9 +38,11 @@ class Acts:
         return reading.page(self._connection, level, parent_id)
 
     def create_organisation(self, organisation_id: str, given: OrganisationGiven) -> OrganisationRow:
+        check_id(organisation_id)
         return cast(OrganisationRow, self._create("organisation", organisation_id, {}, _ORGANISATION, given))
 
     def create_tenant(self, tenant_id: str, organisation_id: str, given: TenantGiven) -> TenantRow:
+        check_id(tenant_id)
         self._living("organisation", organisation_id)
         parent = {"organisation_id": organisation_id}
         return cast(TenantRow, self._create("tenant", tenant_id, parent, _TENANT, given))
@@ -59,7 +61,7 @@ class Acts:
         """Set what is given. Nothing is written, and nobody is told, where it is so already."""
         before = self._living(level, object_id)
         changed = {name: value for name, value in given.merged(before).items() if value != before[name]}
-        if level == "key":
+        if level == "key" and changed:
             self._check_key({**before, **changed}, before["tenant_id"], self._living("tenant", before["tenant_id"]))
         if changed:
             self._update(level, object_id, changed)

@@ -43,14 +43,18 @@ def open_store(database: Database, folder: Path) -> Store:
 def make_store(database: Database, folder: Path) -> Store:
     """The store of a deployment, with schema and pepper as they should be. What is missing is made, files 0600."""
     pepper_file, url = database.pepper_in(folder), database.url_in(folder)
-    if not pepper_file.exists():
-        write_secret(pepper_file, secrets.token_hex(32))
-    if (name := make_url(url).database) and url.startswith("sqlite"):
-        Path(name).touch(0o600)  # SQLite gives its other files the same mode
+    try:
+        if not pepper_file.exists():
+            write_secret(pepper_file, secrets.token_hex(32))
+        if (name := make_url(url).database) and url.startswith("sqlite"):
+            Path(name).touch(0o600)  # SQLite gives its other files the same mode
+        pepper = read_secret(pepper_file)
+    except OSError as e:
+        raise SettingsError(f"database: {e.filename}: {e.strerror}") from None
     engine = open_database(url)
     with _plainly(engine):
         migrate(engine)
-        return _checked(engine, read_secret(pepper_file))
+        return _checked(engine, pepper)
 
 
 def make_development_key(store: Store, key_file: Path) -> bool:

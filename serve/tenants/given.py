@@ -5,6 +5,7 @@ A field that is not given is left as it is; null takes a limit away.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -14,12 +15,19 @@ from serve.errors import BadRequest, UnknownField
 from serve.settings import did_you_mean
 from serve.words import Band, Scope
 
-Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+_ID = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+Id = Annotated[str, StringConstraints(pattern=_ID)]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[\w.:/-]{1,200}$")]
 KeyName = Annotated[str, StringConstraints(pattern=r"^\w[\w .@:/+-]{0,62}$")]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 _MOST_MODELS = 256
 _NEVER_NULL = {"weight", "band", "scopes", "suspended", "limits", "ceilings", "name"}
+
+
+def check_id(text: str) -> None:
+    """BadRequest for what cannot be the id of an organisation or a tenant."""
+    if not re.match(_ID, text) or text.endswith("\n"):
+        raise BadRequest("id: at most 63 small letters, digits, dots, dashes and underscores", "id")
 
 
 class Given(BaseModel):

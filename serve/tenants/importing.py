@@ -6,7 +6,8 @@ file does not name and removes nothing. A secret cannot stand in the file; a new
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections import Counter
+from typing import NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -135,7 +136,7 @@ def _prune(acts: Acts, wanted: Wanted) -> None:
                     acts.suspend("key", key.key_id)
 
 
-def _once(what: str, names: list[Any]) -> None:
-    for name in names:
-        if names.count(name) > 1:
+def _once(what: str, names: list[str]) -> None:
+    for name, times in Counter(names).items():
+        if times > 1:
             raise ValueError(f"the {what} {name} stands there twice")

@@ -13,6 +13,8 @@ import httpx
 import pytest
 
 from serve.admin import build_admin
+from serve.services import Database
+from serve.tenants.development import make_store
 from serve.tenants.store import Store
 from serve.tenants.tables import METADATA
 from serve.words import Secret
@@ -178,9 +180,12 @@ async def test_a_secret_is_told_once_and_stands_in_no_log_error_or_row(
     assert not any(d in told for d in digests)
 
 
-async def test_a_database_that_fails_is_told_without_its_statements(admin: httpx.AsyncClient, store: Store) -> None:
-    METADATA.drop_all(store._engine)
-    answer = await admin.get("/tenants")
+async def test_a_database_that_fails_is_told_without_its_statements(database: Database, tmp_path: Path) -> None:
+    broken = make_store(database, tmp_path)
+    METADATA.drop_all(broken._engine)
+    async with opened(broken, f"Bearer {TOKEN.reveal()}") as client:
+        answer = await client.get("/tenants")
+    broken.close()
     assert answer.status_code in (500, 503)
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert "SELECT" not in answer.text

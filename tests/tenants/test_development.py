@@ -70,6 +70,12 @@ def test_a_database_that_does_not_answer_is_told_without_its_password(tmp_path: 
     assert "hunter2" not in f"{refused.value!r} {database!r}"
 
 
+def test_a_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    for given in ({"url": "sqlite:////nowhere/x.db"}, {"pepper_file": "/nowhere/pepper"}):
+        with pytest.raises(SettingsError, match=r"/nowhere/.*: No such file"):
+            make_store(Database.model_validate(given), tmp_path)
+
+
 def test_a_secret_does_not_print_itself() -> None:
     secret = Secret("hunter2")
     for shown in (repr(secret), str(secret), f"{secret}", f"{secret:>9}", "%s" % secret, f"{[secret]}"):  # noqa: UP031
