@@ -7,6 +7,7 @@ from pathlib import Path
 
 from serve.app import build
 from serve.engines.fake import FakeEngine
+from serve.engines.receipts import Receipts
 from serve.settings import parse
 from tests.door import SETTINGS, known_tenants
 
@@ -22,7 +23,7 @@ async def test_what_runs_beside_starts_and_ends_with_the_app(words_folder: Path)
             told.append("ended")
 
     tenants, _ = known_tenants()
-    engine = FakeEngine()
+    engine = Receipts(FakeEngine())
     app = build(parse(SETTINGS), {"tiny": words_folder}, lambda _: engine, tenants, beside=[watch])
     async with app.router.lifespan_context(app):
         await asyncio.wait_for(started.wait(), 5)
