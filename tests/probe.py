@@ -1,4 +1,4 @@
-"""Asks a running stack's engine, from inside Ray, how many requests it has in work: a number per line of input."""
+"""Asks a running stack's engines, from inside Ray: the sum over all replicas of a number, per line of input."""
 
 from __future__ import annotations
 
@@ -30,10 +30,18 @@ class Probe:
         )  # fmt: skip
 
     def running(self) -> int:
+        """Requests in work and in line."""
+        return self._ask("running")
+
+    def output_tokens(self) -> int:
+        """Tokens that the engines handed out."""
+        return self._ask("output_tokens")
+
+    def _ask(self, method: str) -> int:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(file=self._process.stdin, flush=True)
-        while not (line := self._process.stdout.readline()).startswith("running "):
+        print(method, file=self._process.stdin, flush=True)
+        while not (line := self._process.stdout.readline()).startswith("sum "):
             assert line, "the probe has ended"
         return int(line.split()[1])
 
@@ -58,8 +66,8 @@ async def main(address: str, engine: str) -> None:
 
     ray.init(address=address, log_to_driver=False, namespace="serve")
     handle = ray_serve.get_deployment_handle(engine, app_name="tested")
-    while await asyncio.to_thread(sys.stdin.readline):
-        print("running", await handle.running.remote(), flush=True)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        print("sum", sum(await handle.broadcast(line.strip()).results_async(timeout_s=30)), flush=True)
     os._exit(0)  # Ray's own farewell takes seconds
 
 

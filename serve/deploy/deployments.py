@@ -82,7 +82,7 @@ class EngineReplica:
 
     async def _tell(self, metrics: QueueMetrics) -> None:
         while True:
-            metrics(self._turns)
+            metrics(self._turns, self._engine)
             await asyncio.sleep(METRICS_EVERY_S)
 
     async def generate(self, job: Job) -> AsyncGenerator[Event | Failure, None]:
@@ -120,6 +120,10 @@ class EngineReplica:
     async def running(self) -> int:
         """Requests in the engine and in line for it, for tests and operators."""
         return self._vllm.running + self._turns.waiting
+
+    async def output_tokens(self) -> int:
+        """Tokens handed out since this replica started, for tests and operators."""
+        return self._engine.output_tokens
 
     async def check_health(self) -> None:
         await self._engine.check()

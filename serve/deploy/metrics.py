@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from serve.engines.receipts import Receipts
 from serve.engines.turns import Turns
 from serve.ledger.ledger import Counters
 from serve.limitstore.breaker import LossEvent
@@ -85,7 +86,16 @@ class QueueMetrics:
             ("model",),
         )  # fmt: skip
 
-    def __call__(self, turns: Turns) -> None:
+        self._made = Counter(
+            "starserve_engine_output_tokens", "Tokens that the engine handed out: what routers must account for.",
+            ("model",),
+        )  # fmt: skip
+        self._told = 0
+
+    def __call__(self, turns: Turns, receipts: Receipts) -> None:
+        if (made := receipts.output_tokens) > self._told:
+            self._made.inc(made - self._told, self._model)
+            self._told = made
         self._waiting.set(turns.waiting, self._model)
         self._at_work.set(turns.at_work, self._model)
         if (speed := turns.service_per_s) is not None:

@@ -19,6 +19,7 @@ class Receipts:
         self._engine, self._most = engine, most
         self._kept = OrderedDict[str, Counted]()
         self.lost = 0  # forgotten before anybody said so
+        self.output_tokens = 0  # of all jobs so far; it only grows
 
     async def check(self) -> None:
         await self._engine.check()
@@ -50,6 +51,7 @@ class Receipts:
             self.lost += 1
 
     def _note(self, job_id: str, event: Event) -> None:
+        self.output_tokens += len(event.token_ids)
         if (known := self._kept.get(job_id)) is None:
             return
         usage = event.usage

@@ -1,0 +1,226 @@
+"""Many tenants on the whole stack: keys, limits, turns, and a ledger that agrees with the engines whatever dies.
+
+One stack serves all tests of this module; the last ones kill its routers and engines.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.database import open_database
+from serve.ledger.usage import rows
+from tests.probe import Probe
+from tests.servers import postgres, redis
+from tests.stack import Stack, tiny_model, wait_for
+
+KNOWN_WITHIN_S = 5.0  # what is promised; about 1 s is usual
+LONG = 1500  # tokens of an answer that goes on for seconds
+
+
+class Deployment:
+    """A started stack, its ledger, and what its engines made."""
+
+    def __init__(self, stack: Stack, database_url: str, probe: Probe) -> None:
+        self.stack, self.probe = stack, probe
+        self.database = open_database(database_url)
+        limits = httpx.Limits(max_connections=None)
+        self.http = httpx.Client(base_url=stack.address, timeout=120, limits=limits)  # threads may share it
+
+    def tenants(self, *arguments: str) -> str:
+        """`starserve tenants …`, as an administrator runs it."""
+        whole = [sys.executable, "-m", "serve", "tenants", *arguments, "--config", str(self.stack.config)]
+        done = subprocess.run(whole, env=self.stack.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def enrol(self, document: dict[str, Any]) -> dict[str, str]:
+        """Import tenants; the texts of new keys by the name of the key."""
+        file = self.stack.base / "tenants.yaml"
+        file.write_text(json.dumps(document))  # JSON is YAML
+        told = self.tenants("import", str(file))
+        return dict(re.findall(r"^ +\S+ +(\S+) +(sk-\S+)", told, re.MULTILINE))
+
+    def rows(self) -> list[dict[str, Any]]:
+        return list(rows(self.database, 0, 1e12))
+
+    def settled(self) -> list[dict[str, Any]]:
+        """All rows, once none is open and nothing comes any more."""
+        wait_for(lambda: self.probe.running() == 0, within_s=60)
+        before: list[dict[str, Any]] = []
+        deadline = time.monotonic() + 90
+        while (now := self.rows()) != before or any(row["closed_s"] is None for row in now):
+            assert time.monotonic() < deadline, [row for row in now if row["closed_s"] is None]
+            before = now
+            time.sleep(2)
+        return now
+
+
+@pytest.fixture(scope="module", params=["embedded", pytest.param("cluster", marks=pytest.mark.full)])
+def deployment(
+    request: pytest.FixtureRequest, starcoder_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """`embedded`: SQLite, limits in memory, one router, one engine. `cluster`: PostgreSQL, Redis, two of each."""
+    settings: dict[str, Any] = {"models": [tiny_model(starcoder_folder)]}
+    with ExitStack() as entered:
+        if request.param == "cluster":
+            database, limits = entered.enter_context(postgres()), entered.enter_context(redis())
+            settings = {
+                "models": [tiny_model(starcoder_folder, replicas=2)], "router": {"replicas": 2},
+                "database": {"url": database.url}, "limit_store": {"redis_url": limits.url, "deadline_ms": 2000},
+            }  # fmt: skip
+        stack = entered.enter_context(Stack(settings, tmp_path_factory.mktemp("cache")))
+        stack.start().ready()
+        url = settings.get("database", {}).get("url", f"sqlite:///{stack.folder}/starserve.db")
+        opened = Deployment(stack, url, entered.enter_context(Probe(stack, "engine-tiny")))
+        yield opened
+        opened.http.close()
+        opened.database.dispose()
+
+
+@pytest.fixture(scope="module")
+def keys(deployment: Deployment) -> dict[str, str]:
+    """Of the tenants of most tests."""
+    made = deployment.enrol({"organisations": [{"id": "acme", "tenants": [
+        {"id": "heavy", "keys": [{"name": "heavy"}]},
+        {"id": "light", "keys": [{"name": "light"}]},
+        {"id": "limited", "limits": {"requests_per_minute": 3}, "keys": [{"name": "limited"}]},
+    ]}]})  # fmt: skip
+    last = list(made.values())[-1]
+    wait_for(lambda: ask(deployment, last, path="/v1/models").status_code == 200, KNOWN_WITHIN_S)
+    return made
+
+
+def ask(deployment: Deployment, key: str, path: str = "/v1/completions", **changes: Any) -> httpx.Response:
+    if path != "/v1/completions":
+        return deployment.http.get(path, headers=bearer(key))
+    body = {"model": "tiny", "prompt": "def f(x):", "max_tokens": 8, "ignore_eos": True, **changes}
+    return deployment.http.post(path, json=body, headers=bearer(key))
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_a_new_key_opens_and_a_revoked_or_suspended_one_is_shut_within_five_seconds(deployment: Deployment) -> None:
+    key = deployment.enrol({"organisations": [{"id": "brief", "tenants": [
+        {"id": "guest", "keys": [{"name": "guest"}]}]}]})["guest"]  # fmt: skip
+    wait_for(lambda: ask(deployment, key).status_code == 200, KNOWN_WITHIN_S)
+    deployment.tenants("suspend", "guest")
+    wait_for(lambda: ask(deployment, key).status_code == 403, KNOWN_WITHIN_S)
+    deployment.tenants("resume", "guest")
+    wait_for(lambda: ask(deployment, key).status_code == 200, KNOWN_WITHIN_S)
+    deployment.tenants("key", "revoke", key.removeprefix("sk-").split("_")[0])
+    wait_for(lambda: ask(deployment, key).status_code == 401, KNOWN_WITHIN_S)
+
+
+def test_a_limit_holds_over_all_routers_and_says_when_to_come_back(
+    deployment: Deployment, keys: dict[str, str]
+) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: ask(deployment, keys["limited"]), range(20)))
+    codes = sorted(answer.status_code for answer in answers)
+    assert codes == [200] * 3 + [429] * 17
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert 1 <= int(refused.headers["retry-after"]) <= 20
+    assert refused.headers["x-ratelimit-limit-requests"] == "3"
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_a_light_tenant_is_answered_while_a_flood_still_waits(deployment: Deployment, keys: dict[str, str]) -> None:
+    with ThreadPoolExecutor(60) as pool:
+        flood = [pool.submit(ask, deployment, keys["heavy"], max_tokens=400) for _ in range(60)]
+        wait_for(lambda: deployment.probe.running() >= 40, within_s=30)
+        assert ask(deployment, keys["light"]).status_code == 200
+        waiting = sum(not answer.done() for answer in flood)
+        assert {answer.result().status_code for answer in flood} == {200}
+    assert waiting > 20
+
+
+def test_the_ledger_has_every_token_that_the_engines_made(deployment: Deployment, keys: dict[str, str]) -> None:
+    ask(deployment, keys["heavy"], n=3, temperature=1)
+    ask(deployment, keys["heavy"], prompt=["a", "b"])
+    ask(deployment, keys["heavy"], max_tokens=-1)
+    leave_streams(deployment, keys["heavy"], streams=4)
+    found = deployment.settled()
+    assert sum(row["output_tokens"] for row in found) == deployment.probe.output_tokens()
+    left = [row for row in found if row["outcome"] == "cancelled"]
+    assert len(left) == 4
+    assert all(0 < row["output_tokens"] < LONG for row in left)
+    assert {"done", "refused", "cancelled"} <= {row["outcome"] for row in found}
+
+
+def test_a_tenant_reads_its_own_usage_and_nobody_elses(deployment: Deployment, keys: dict[str, str]) -> None:
+    mine = [row for row in deployment.settled() if row["tenant_id"] == "light"]
+    told = ask(deployment, keys["light"], path="/v1/usage?by=model").json()["data"]
+    assert sum(group["output_tokens"] for group in told) == sum(row["output_tokens"] for row in mine)
+
+
+def test_rows_of_a_killed_router_close_with_what_the_engines_made(deployment: Deployment, keys: dict[str, str]) -> None:
+    before = {row["request_id"] for row in deployment.settled()}
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(6):
+            pool.submit(broken_off, deployment, keys["heavy"])
+        wait_for(lambda: deployment.probe.running() >= 6, within_s=30)
+        time.sleep(0.5)
+        for router in deployment.stack.named("ray::ServeReplica:tested:router"):
+            router.kill()
+    wait_for(lambda: ask(deployment, keys["light"]).status_code == 200, within_s=60)
+    found = [row for row in deployment.settled() if row["request_id"] not in before]
+    lost = [row for row in found if row["code"] == "router_lost"]
+    assert len(lost) == 6
+    assert all(row["output_tokens"] > 0 for row in lost)
+    assert sum(row["output_tokens"] for row in deployment.rows()) == deployment.probe.output_tokens()
+
+
+def test_rows_of_a_killed_engine_have_what_the_routers_received(deployment: Deployment, keys: dict[str, str]) -> None:
+    before = {row["request_id"] for row in deployment.settled()}
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(broken_off, deployment, keys["heavy"])
+        wait_for(lambda: deployment.probe.running() >= 4, within_s=30)
+        time.sleep(0.5)
+        for engine in deployment.stack.named("ray::ServeReplica:tested:engine-tiny"):
+            engine.kill()
+    wait_for(lambda: ask(deployment, keys["light"]).status_code == 200, within_s=120)
+    found = [row for row in deployment.settled() if row["request_id"] not in before]
+    logged = {line["request_id"]: line["output_tokens"] for line in deployment.stack.requests_logged()}
+    lost = [row for row in found if row["outcome"] == "lost"]
+    assert len(lost) == 4
+    assert all(row["output_tokens"] == logged[row["request_id"]] > 0 for row in lost)
+
+
+def leave_streams(deployment: Deployment, key: str, streams: int) -> None:
+    """Several clients that go away in the middle."""
+
+    def leave(_: int) -> None:
+        with long_stream(deployment, key) as answer:
+            lines = answer.iter_lines()
+            for _ in range(5):
+                next(lines)
+
+    with ThreadPoolExecutor(streams) as pool:
+        list(pool.map(leave, range(streams)))
+
+
+def broken_off(deployment: Deployment, key: str) -> None:
+    """A long answer whose server dies."""
+    with suppress(httpx.HTTPError), long_stream(deployment, key) as answer:
+        for _ in answer.iter_lines():
+            pass
+
+
+def long_stream(deployment: Deployment, key: str) -> AbstractContextManager[httpx.Response]:
+    body = {"model": "tiny", "prompt": "x", "max_tokens": LONG, "ignore_eos": True, "stream": True}
+    return deployment.http.stream("POST", "/v1/completions", json=body, headers=bearer(key))
