@@ -39,6 +39,17 @@ def test_the_example_of_tenants_is_valid() -> None:
     assert [key.name for tenant in organisation.tenants for key in tenant.keys] == ["editors"]
 
 
+def test_the_examples_of_queue_and_limits_are_valid() -> None:
+    engine = yaml.safe_load(block("yaml", "tenant_jobs:"))["engine"]
+    given = yaml.safe_load(block("yaml", "redis_url:"))
+    (model,) = given["models"]
+    whole = {**model, "source": {"folder": "/"}, "context_tokens": 512, "engine": engine}
+    found = parse({**given, "models": [whole]})
+    assert found.models[0].engine.queue.reserve == 1
+    assert found.models[0].price.of(1_000_000, 0, 1_000_000) == 2_000_000
+    assert found.limit_store.redis_url is not None
+
+
 def test_the_file_tree_is_the_tree() -> None:
     shown = [line.split()[0] for line in block("", "configs/").splitlines()]
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
