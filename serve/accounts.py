@@ -93,6 +93,11 @@ class Bill:
             output = sum(counted.usage.completion_tokens for counted in told.values())
             cached = sum(counted.usage.cached_tokens for counted in told.values())
             record = replace(record, output_tokens=output, cached_tokens=cached)
+            # A prompt that waited costs nothing; one that was in work does, also where no token came of it.
+            begun = {job_id for job_id, counted in told.items() if counted.begun}
+            record.prompt_tokens = sum(len(job.prompt_ids) for job in self._jobs if job.job_id in begun)
+        elif not record.output_tokens:
+            record.prompt_tokens = 0
         self._write(record)
         await self._settle(record)
 
@@ -107,9 +112,8 @@ class Bill:
             await asyncio.wait([self._starting])
         if record.output_tokens:
             self._accounts.lengths.note(self._kind, record.output_tokens // self._choices)
-        refused = record.outcome == "refused" and not record.output_tokens  # in the queue: nothing was done for it
         tokens = record.prompt_tokens + record.output_tokens
-        used = NOTHING if refused else Used(tokens, record.cost or 0)
+        used = Used(tokens, record.cost or 0) if tokens else NOTHING
         await self._accounts.limits.settle(self._hold, used)
 
     def _cost(self, record: Record, output_tokens: int) -> int:

@@ -218,10 +218,11 @@ class Usage(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """What an engine counted for one job. `finished`: it will not grow any more."""
+    """What an engine counted for one job. `finished`: it will not grow any more. `begun`: it had its turn."""
 
     usage: Usage
     finished: bool
+    begun: bool = True
 
 
 class Event(NamedTuple):

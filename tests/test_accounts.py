@@ -16,9 +16,11 @@ import sqlalchemy as sa
 
 from serve.accounts import Accounts
 from serve.database import migrate, open_database
+from serve.engines.turns import Turns
 from serve.ledger.ledger import Ledger
 from serve.ledger.usage import Spent, rows, spent, usage
 from serve.limitstore.memory import MemoryLimitStore
+from serve.model_settings import Queue
 from serve.words import Ceilings, Level, Limits, Tenant
 from tests.door import FORMS, SETTINGS, Door, chunks
 
@@ -119,6 +121,27 @@ async def test_a_stream_that_was_left_pays_for_exactly_what_was_made(opened: Ope
     answer = await books.door.post("/v1/completions", max_tokens=1)
     left = int(answer.headers["x-ratelimit-remaining-tokens"])
     assert left == 10_000 - row["prompt_tokens"] - row["output_tokens"] - row["prompt_tokens"] - 1
+
+
+async def test_whoever_leaves_before_the_first_token_pays_for_the_prompt_only_if_it_was_in_work(opened: Open) -> None:
+    books = opened()
+    door = books.door
+    door.engine.ttft_s = 5
+    turns = Turns(door.engine, Queue(), places=1, on_turn=lambda job_id: door.counting.begin(job_id))
+    door.counting._engine, door.counting._queues = turns, True
+    asked = [asyncio.create_task(door.post("/v1/completions", prompt=[300] * 30)) for _ in range(2)]
+    async with asyncio.timeout(5):
+        while not (turns.at_work and turns.waiting):  # noqa: ASYNC110 - the queue tells nobody
+            await asyncio.sleep(0.001)
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    found = await books.rows()
+    assert {row["outcome"] for row in found} == {"cancelled"}
+    assert sorted((row["prompt_tokens"], row["output_tokens"], row["cost"]) for row in found) == [
+        (0, 0, 0),
+        (30, 0, 30),
+    ]
 
 
 async def test_cached_prompt_tokens_cost_what_the_price_says(opened: Open) -> None:

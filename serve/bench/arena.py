@@ -77,7 +77,7 @@ def _enrol(settings: Settings, rung: Rung, players: Sequence[Player], bands: Map
 
 def _routers(rung: Rung, wanted: int) -> list[str]:
     """Addresses of the routers themselves, from the configuration of HAProxy in front of them."""
-    text = (rung.folder / "haproxy" / "haproxy.cfg").read_text()
+    text = (rung.folder / "p" / "haproxy.cfg").read_text()
     found = sorted(set(re.findall(r"^\s*server\s+\S+\s+(127\.0\.0\.1:\d+)", text, re.MULTILINE)))
     if len(found) != wanted:
         raise RuntimeError(f"{rung.name}: HAProxy knows {len(found)} routers, not {wanted}")

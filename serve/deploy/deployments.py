@@ -68,8 +68,9 @@ class EngineReplica:
             await asyncio.to_thread(verify, folder)
             self._traces = Traces(tracing, "engine")
             self._vllm = VllmEngine(model, folder, metrics_through_ray=True, ranks=_ranks(model, folder))
-            self._turns = Turns(self._vllm, model.engine.queue, model.engine.max_num_seqs)
-            self._engine = Receipts(self._turns)
+            places = model.engine.max_num_seqs
+            self._turns = Turns(self._vllm, model.engine.queue, places, on_turn=lambda job: self._engine.begin(job))
+            self._engine = Receipts(self._turns, queues=True)
             self._name = ray_serve.get_replica_context().replica_id.unique_id
             await self._vllm.warm_up()
             for name, reason in (await self._vllm.load_adapters()).items():

@@ -15,8 +15,9 @@ MOST = 100_000  # jobs remembered; beyond that the oldest is forgotten, and nobo
 class Receipts:
     """Engine over an engine. What it counts is what it handed out: tokens that never left are nobody's."""
 
-    def __init__(self, engine: Engine, most: int = MOST) -> None:
-        self._engine, self._most = engine, most
+    def __init__(self, engine: Engine, most: int = MOST, queues: bool = False) -> None:
+        """`queues`: jobs wait in the engine for their turn, and `begin` tells when it comes."""
+        self._engine, self._most, self._queues = engine, most, queues
         self._kept = OrderedDict[str, Counted]()
         self.lost = 0  # forgotten before anybody said so
         self.output_tokens = 0  # of all jobs so far; it only grows
@@ -25,7 +26,8 @@ class Receipts:
         await self._engine.check()
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
-        self._keep(job.job_id, Counted(Usage(len(job.prompt_ids), 0, 0), finished=False))
+        nothing = Usage(len(job.prompt_ids), 0, 0)
+        self._keep(job.job_id, Counted(nothing, finished=False, begun=not self._queues))
         try:
             async with aclosing(self._engine.generate(job)) as events:
                 async for event in events:
@@ -34,6 +36,11 @@ class Receipts:
         finally:
             if (known := self._kept.get(job.job_id)) is not None:
                 self._kept[job.job_id] = known._replace(finished=True)
+
+    def begin(self, job_id: str) -> None:
+        """The job has its turn: from now on its prompt costs."""
+        if (known := self._kept.get(job_id)) is not None:
+            self._kept[job_id] = known._replace(begun=True)
 
     async def counted(self, job_ids: Sequence[str]) -> dict[str, Counted]:
         """Of those jobs that reached this engine, in its queue or beyond, and were not forgotten."""

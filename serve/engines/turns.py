@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -37,10 +37,17 @@ def policy_of(queue: Queue) -> Policy:
 
 
 class Turns:
-    """Engine over an engine. `places`: sequences that it works on at once."""
+    """Engine over an engine. `places`: sequences that it works on at once. `on_turn`: told the id of each job."""
 
-    def __init__(self, engine: Engine, queue: Queue, places: int, policy: Policy | None = None) -> None:
-        self._engine, self._queue, self._places = engine, queue, places
+    def __init__(
+        self,
+        engine: Engine,
+        queue: Queue,
+        places: int,
+        policy: Policy | None = None,
+        on_turn: Callable[[str], None] = lambda job_id: None,
+    ) -> None:
+        self._engine, self._queue, self._places, self._on_turn = engine, queue, places, on_turn
         self._policy = policy or policy_of(queue)
         self._backlog, self._evenness = Backlog(), Evenness()
         self._waiting = dict[str, dict[str, _Waiter]]()  # by tenant, then by job, in order of arrival
@@ -71,6 +78,7 @@ class Turns:
         try:
             await self._turn(waiter)
             waited_s = time.monotonic() - asked_s
+            self._on_turn(job.job_id)
             async with aclosing(self._engine.generate(job)) as events:
                 async for event in events:
                     if event.start:

@@ -106,13 +106,15 @@ async def _recover_one(
 
 def _closed(row: Entry, counted: Mapping[str, Counted], cost_of: CostOf, now_s: float) -> Entry:
     """As the engines counted it; where one has forgotten, at least what the router is known to have received."""
-    known = [counted[i].usage for i in row.job_ids() if i in counted]
+    jobs = [counted[i] for i in row.job_ids() if i in counted]
+    known = [job.usage for job in jobs]
     output, cached = sum(u.completion_tokens for u in known), sum(u.cached_tokens for u in known)
-    computed = sum(u.prompt_tokens for u in known) - cached
+    computed = sum(job.usage.prompt_tokens for job in jobs if job.begun) - cached
+    waited = sum(job.usage.prompt_tokens for job in jobs if not job.begun)  # these prompts were never read
     closed = replace(
         row, outcome="lost", code="router_lost", closed_s=now_s,
         # No engine knows it and no token came: nobody can say that its prompt was ever read.
-        prompt_tokens=row.prompt_tokens if known or row.output_tokens else 0,
+        prompt_tokens=row.prompt_tokens - waited if known or row.output_tokens else 0,
         output_tokens=output if len(known) == row.jobs else max(output, row.output_tokens),
         cached_tokens=cached if known else row.cached_tokens,
         computed_prompt_tokens=max(computed, row.computed_prompt_tokens),

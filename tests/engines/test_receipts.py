@@ -38,13 +38,14 @@ async def test_a_finished_and_a_left_job_are_known_with_what_was_handed_out_unti
 
 
 async def test_a_job_at_work_or_in_line_is_known_as_not_finished() -> None:
-    engine = Receipts(Turns(FakeEngine(tpot_s=0.01), Queue(), places=1))
+    turns = Turns(FakeEngine(tpot_s=0.01), Queue(), places=1, on_turn=lambda job_id: engine.begin(job_id))
+    engine = Receipts(turns, queues=True)
     tasks = [asyncio.create_task(read(engine, job(name, tokens=10_000))) for name in ("works", "waits")]
     await asyncio.sleep(0.1)
     found = await engine.counted(["works", "waits"])
     assert found["works"].usage.completion_tokens > 0
-    assert found["waits"] == Counted(Usage(3, 0, 0), False)
-    assert not found["works"].finished
+    assert found["waits"] == Counted(Usage(3, 0, 0), finished=False, begun=False)
+    assert (found["works"].finished, found["works"].begun) == (False, True)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
