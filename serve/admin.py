@@ -12,7 +12,7 @@ from serve.words import Secret
 
 def build_admin(store: Store, token: Secret) -> FastAPI:
     """`token`: whoever sends it may do everything. No key of a tenant opens anything here."""
-    app = FastAPI(title="starserve admin", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="starserve admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.include_router(AdminApi(store).router())
     install_errors(app)
     app.add_middleware(Credential, token=token)
