@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
-from serve.ledger.entry import DAY_S, NAMES, OPEN
+from serve.ledger.entry import DAY_S, NAMES, OPEN, name_of
 from serve.ledger.tables import ledger, refusals
 from serve.words import Level, Tenant
 
@@ -199,11 +199,17 @@ def _cursor(values: list[Any]) -> str:
 
 
 def _read_cursor(cursor: str, columns: list[str]) -> list[Any]:
+    """Anybody can write one, so it holds only what a database can compare with; whose rows are read, it cannot say."""
     try:
         values = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, RecursionError):
         values = None
-    kinds = [int if name == "day" else str for name in columns]
-    if not isinstance(values, list) or [type(value) for value in values] != kinds:
+    if not isinstance(values, list) or len(values) != len(columns) or not all(map(_may_be_of, columns, values)):
         raise ValueError("this cursor was not given by this server for this grouping")
     return values
+
+
+def _may_be_of(column: str, value: Any) -> bool:
+    if column == "day":
+        return type(value) is int and 0 <= value < 1 << 31
+    return isinstance(value, str) and name_of(value) == value

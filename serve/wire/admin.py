@@ -18,6 +18,7 @@ from serve.tenants.given import Given, Id, KeyGiven, OrganisationGiven, TenantGi
 from serve.tenants.rows import NewKey
 from serve.tenants.showing import shown
 from serve.tenants.store import Store
+from serve.wire.usage import once
 from serve.words import Level, Secret
 
 ACTOR = "admin API"
@@ -206,10 +207,10 @@ def _object_id(request: Request) -> str:
 
 
 def _query(request: Request, known: set[str]) -> dict[str, str]:
-    query = dict(request.query_params)
+    query = once(request.query_params)
     for name, value in query.items():
         if name not in known:
-            raise BadRequest(f"{name}: unknown parameter; there are {', '.join(sorted(known))}", name)
+            raise BadRequest(f"{name[:100]}: unknown parameter; there are {', '.join(sorted(known))}", name[:100])
         if not _ID.match(value):
             raise BadRequest(f"{name}: an id or a number", name)
     return query

@@ -9,11 +9,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol, cast, get_args
 
+from starlette.datastructures import QueryParams
+
 from serve.errors import BadRequest
 from serve.ledger.usage import By, Page
 
 DAY_S = 86_400
 MOST_DAYS = 366
+_LAST_S = 253_370_764_800.0  # 9999-01-01
 _KNOWN = ("since", "until", "by", "limit", "cursor")
 
 
@@ -25,14 +28,23 @@ class UsageOf(Protocol):
     ) -> Page: ...
 
 
+def once(given: QueryParams) -> dict[str, str]:
+    """A query as names and values; BadRequest for a name that stands there twice, which two readers may read apart."""
+    for name in given:
+        if len(given.getlist(name)) > 1:
+            raise BadRequest(f"{name[:100]}: stands in the query twice", name[:100])
+    return dict(given)
+
+
 async def usage_page(
     usage_of: UsageOf, tenant_id: str, query: Mapping[str, str], currency: str, now: Callable[[], float] = time.time
 ) -> dict[str, Any]:
     """`query`: since and until (days or moments of UTC; the last 30 days without them), by, limit, cursor."""
     if unknown := [name for name in query if name not in _KNOWN]:
-        raise BadRequest(f"{unknown[0]}: unknown; this route knows {', '.join(_KNOWN)}", unknown[0])
+        named = unknown[0][:100]
+        raise BadRequest(f"{named}: unknown; this route knows {', '.join(_KNOWN)}", named)
     until_s = _moment(query, "until", now())
-    since_s = _moment(query, "since", (until_s // DAY_S - 30) * DAY_S)
+    since_s = _moment(query, "since", max(0.0, (until_s // DAY_S - 30) * DAY_S))
     if not 0 < until_s - since_s <= MOST_DAYS * DAY_S:
         raise BadRequest(f"since: must lie before until, and at most {MOST_DAYS} days", "since")
     by, limit, cursor = _by(query), _limit(query), query.get("cursor")
@@ -59,9 +71,12 @@ def _moment(query: Mapping[str, str], name: str, default: float) -> float:
         return default
     try:
         moment = datetime.fromisoformat(query[name])
-    except ValueError:
+        moment_s = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
         raise BadRequest(f"{name}: write a day as 2026-11-25 or a moment as 2026-11-25T12:00:00Z", name) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if not 0 <= moment_s < _LAST_S:
+        raise BadRequest(f"{name}: lies between 1970 and 9999", name)
+    return moment_s
 
 
 def _told(moment_s: float) -> str:
