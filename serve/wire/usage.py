@@ -1,12 +1,14 @@
-"""GET /v1/usage: what the tenant of a key has used, by day, model and key. Nobody sees another tenant's."""
+"""What was used: a tenant's own at GET /v1/usage, and nobody sees another's; everybody's at the admin API."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol, cast, get_args
 
 from starlette.datastructures import QueryParams
@@ -18,14 +20,17 @@ DAY_S = 86_400
 MOST_DAYS = 366
 _LAST_S = 253_370_764_800.0  # 9999-01-01
 _KNOWN = ("since", "until", "by", "limit", "cursor")
+_OWN: tuple[By, ...] = ("day", "model", "key")
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 
 
 class UsageOf(Protocol):
     """Reads the ledger. It blocks."""
 
     def __call__(
-        self, tenant_id: str, since_s: float, until_s: float, by: Sequence[By], cursor: str | None, limit: int
-    ) -> Page: ...
+        self, tenant_id: str | None, since_s: float, until_s: float, by: Sequence[By], cursor: str | None, limit: int,
+        organisation_id: str | None = None,
+    ) -> Page: ...  # fmt: skip
 
 
 def once(given: QueryParams) -> dict[str, str]:
@@ -36,22 +41,35 @@ def once(given: QueryParams) -> dict[str, str]:
     return dict(given)
 
 
-async def usage_page(
-    usage_of: UsageOf, tenant_id: str, query: Mapping[str, str], currency: str, now: Callable[[], float] = time.time
-) -> dict[str, Any]:
+async def usage_page(usage_of: UsageOf, tenant_id: str, query: Mapping[str, str], currency: str) -> dict[str, Any]:
     """`query`: since and until (days or moments of UTC; the last 30 days without them), by, limit, cursor."""
-    if unknown := [name for name in query if name not in _KNOWN]:
+    return await _page(partial(usage_of, tenant_id), query, _KNOWN, _OWN, "day,model,key", currency)
+
+
+async def everybodys_page(usage_of: UsageOf, query: Mapping[str, str], currency: str) -> dict[str, Any]:
+    """For administrators: `tenant` and `organisation` besides, each to see it alone or to group by it."""
+    ids = {name: query.get(name) for name in ("tenant", "organisation")}
+    for name, value in ids.items():
+        if value is not None and not _ID.match(value):
+            raise BadRequest(f"{name}: an id", name)
+    asked = partial(usage_of, ids["tenant"], organisation_id=ids["organisation"])
+    return await _page(asked, query, (*ids, *_KNOWN), get_args(By), "day,organisation,tenant,model", currency)
+
+
+async def _page(
+    asked: Callable[..., Page], query: Mapping[str, str], known: Sequence[str], groups: tuple[By, ...], by: str,
+    currency: str,
+) -> dict[str, Any]:  # fmt: skip
+    if unknown := [name for name in query if name not in known]:
         named = unknown[0][:100]
-        raise BadRequest(f"{named}: unknown; this route knows {', '.join(_KNOWN)}", named)
-    until_s = _moment(query, "until", now())
+        raise BadRequest(f"{named}: unknown; this route knows {', '.join(known)}", named)
+    until_s = _moment(query, "until", time.time())
     since_s = _moment(query, "since", max(0.0, (until_s // DAY_S - 30) * DAY_S))
     if not 0 < until_s - since_s <= MOST_DAYS * DAY_S:
         raise BadRequest(f"since: must lie before until, and at most {MOST_DAYS} days", "since")
-    by, limit, cursor = _by(query), _limit(query), query.get("cursor")
+    wanted: dict[str, Any] = {"by": _by(query.get("by", by), groups), "limit": _limit(query)}
     try:
-        page = await asyncio.to_thread(
-            usage_of, tenant_id, since_s=since_s, until_s=until_s, by=by, cursor=cursor, limit=limit
-        )
+        page = await asyncio.to_thread(asked, since_s=since_s, until_s=until_s, cursor=query.get("cursor"), **wanted)
     except ValueError as e:
         raise BadRequest(f"cursor: {e}", "cursor") from None
     return {
@@ -83,10 +101,10 @@ def _told(moment_s: float) -> str:
     return datetime.fromtimestamp(moment_s, UTC).isoformat(timespec="seconds")
 
 
-def _by(query: Mapping[str, str]) -> tuple[By, ...]:
-    names = tuple(name for name in query.get("by", "day,model,key").split(",") if name)
-    if len(set(names)) != len(names) or set(names) - set(get_args(By)):
-        raise BadRequest(f"by: one or more of {', '.join(get_args(By))}, each once", "by")
+def _by(given: str, groups: tuple[By, ...]) -> tuple[By, ...]:
+    names = tuple(name for name in given.split(",") if name)
+    if len(set(names)) != len(names) or set(names) - set(groups):
+        raise BadRequest(f"by: one or more of {', '.join(groups)}, each once", "by")
     return cast(tuple[By, ...], names)
 
 

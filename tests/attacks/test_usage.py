@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
+
+from serve.admin import build_admin
+from serve.ledger.usage import usage
+from serve.services import Database
+from serve.tenants.development import make_store
+from serve.words import Secret
 from tests.attacks.town import Town
 
 
@@ -63,3 +72,30 @@ async def test_no_cursor_and_no_time_breaks_the_server(town: Town) -> None:
         answer = await town.get(f"/v1/usage?{query}", town.mallory)
         assert answer.status_code == 400, query
         assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_administrators_see_everybodys_usage_and_nobody_else_does(town: Town, tmp_path: Path) -> None:
+    await both_used(town)
+    (tmp_path / "admin").mkdir()
+    store, token = make_store(Database(), tmp_path / "admin"), Secret("admin-" + "t" * 64)
+    transport = httpx.ASGITransport(build_admin(store, token, partial(usage, town.database), "EUR"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://admin/admin/v1") as client:
+        for key in (town.alice, town.mallory, ""):
+            refused = await client.get("/usage", headers={"Authorization": f"Bearer {key}"})
+            assert refused.status_code == 401
+        client.headers["Authorization"] = f"Bearer {token.reveal()}"
+        page = (await client.get("/usage?by=organisation,tenant,key")).json()
+        told = [(g["organisation_id"], g["tenant_id"], g["key_id"], g["requests"]) for g in page["data"]]
+        each = {"done": 2, "refused": 1}
+        assert (page["currency"], told) == ("EUR", [("a-org", "alice", town.key_ids["alice"], each),
+                                                    ("m-org", "mallory", town.key_ids["mallory"], each)])  # fmt: skip
+        for query in ("tenant=alice", "organisation=a-org", "tenant=alice&organisation=a-org"):
+            (alone,) = (await client.get(f"/usage?{query}&by=tenant")).json()["data"]
+            assert (alone["tenant_id"], alone["requests"]) == ("alice", each)
+        assert (await client.get("/usage?tenant=alice&organisation=m-org")).json()["data"] == []
+        first = (await client.get("/usage?by=tenant&limit=1")).json()
+        rest = (await client.get(f"/usage?by=tenant&limit=1&cursor={quote(first['next_cursor'])}")).json()
+        assert [g["tenant_id"] for g in first["data"] + rest["data"]] == ["alice", "mallory"]
+        for wrong in ("tenant=%00", "tenant=' OR 1=1", "organisation=Acme", "by=tenant_id", "tenant=a&tenant=b", "x=1"):
+            assert (await client.get(f"/usage?{wrong}")).status_code == 400, wrong
+    store.close()
