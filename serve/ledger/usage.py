@@ -201,8 +201,10 @@ def _usage(row: dict[str, Any]) -> Usage:
     # PostgreSQL sums BIGINT to NUMERIC, and nothing at all to NULL.
     requests = {o: n for o in OUTCOMES if (n := int(row[f"of_{o}"] or 0))}
     sums = {name: int(row[name] or 0) for name in _SUMMED}
-    ids = {name: row.get(name) for name in ("key_id", "tenant_id", "organisation_id")}
-    return Usage(day, row.get("model"), requests=requests, **ids, **sums)
+    return Usage(
+        day, row.get("model"), row.get("key_id"), requests, tenant_id=row.get("tenant_id"),
+        organisation_id=row.get("organisation_id"), **sums,
+    )  # fmt: skip
 
 
 def _cursor(values: list[Any]) -> str:

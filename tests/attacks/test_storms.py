@@ -169,8 +169,8 @@ async def test_choices_are_counted_over_all_prompts_of_a_request(words_folder: P
 async def test_a_ceiling_of_nothing_lets_nothing_be_made(words_folder: Path, tmp_path: Path) -> None:
     async with town_with(words_folder, tmp_path, mallory={"ceilings": Ceilings(output_tokens=0)}) as town:
         async with asyncio.timeout(10):
-            for changes in ({}, {"max_tokens": 1}, {"max_tokens": None}, {"options": {"num_predict": -1}}):
-                refused = await town.ask(town.mallory, **{"max_tokens": None, **changes})
+            for most, options in ((None, None), (1, None), (None, {"num_predict": -1}), (None, {"num_predict": 9})):
+                refused = await town.ask(town.mallory, max_tokens=most, options=options)
                 assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
             assert (await town.ask(town.mallory, "/v1/chat/completions", max_tokens=None)).status_code == 400
         assert (await town.ask(town.mallory, echo=True, max_tokens=0)).status_code == 200

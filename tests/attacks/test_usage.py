@@ -21,8 +21,8 @@ from tests.attacks.town import Town
 
 async def both_used(town: Town) -> None:
     for key in (town.alice, town.mallory):
-        for changes in ({}, {"max_tokens": 7}, {"n": 99}):
-            await town.ask(key, **changes)
+        for choices, most in ((1, 4), (1, 7), (99, 4)):
+            await town.ask(key, n=choices, max_tokens=most)
     await town.ledger_rows()
 
 

@@ -37,7 +37,7 @@ from serve.words import Level, Limits, Record, Secret, Tenant
 from tests.door import FORMS, SETTINGS
 
 PRICED = {**SETTINGS, "models": [{**SETTINGS["models"][0], "price": {"prompt": 1, "output": 2}}]}
-COUNTED = {"limits": Limits(tokens_per_day=10**9, concurrent_requests=10**6, queued_tokens=10**9,
+COUNTED: dict[str, Any] = {"limits": Limits(tokens_per_day=10**9, concurrent_requests=10**6, queued_tokens=10**9,
                             requests_per_minute=10**6, tokens_per_minute=10**9, budget_per_month=10**12)}  # fmt: skip
 PEPPER = Secret("p" * 64)
 
@@ -60,7 +60,7 @@ class Town:
         self.alice, self.mallory = (keys.text_of(*opened[n]).reveal() for n in ("alice", "mallory"))
         self.key_ids = {name: key_id for name, (key_id, _) in opened.items()}
         self.rows = (
-            [OrganisationRow("a-org"), OrganisationRow("m-org", **COUNTED)],
+            [OrganisationRow("a-org"), OrganisationRow("m-org", COUNTED["limits"])],
             [
                 TenantRow("alice", "a-org", **alice),
                 TenantRow("mallory", "m-org", **mallory),
