@@ -18,7 +18,7 @@ from serve.deploy.local import up as run_up
 from serve.ledger_command import cli as ledger_cli
 from serve.manage.admin_command import admin
 from serve.manage.tenants_command import cli as tenants_cli
-from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
+from serve.settings import Settings, SettingsError, cache_folder, embedded_config, instance_folder, load
 from serve.tenants.development import make_development_key, make_store
 from serve.weights.manifest import is_prepared
 from serve.weights.prepare import prepare as make_prepared
@@ -57,7 +57,12 @@ def up(config: Config) -> None:
     if port_is_busy(settings.http.host, settings.http.port):
         _refuse([f"http.port: {settings.http.port} is in use; stop what listens there, or choose another with "
                  "STARSERVE__HTTP__PORT=…"])  # fmt: skip
-    _refuse(checks.setting_problems(settings, cache_folder()) + checks.machine_problems(settings, cache_folder()))
+    shared = checks.shared_problems(settings, instance.folder)
+    _refuse(
+        checks.setting_problems(settings, cache_folder()) + shared + checks.machine_problems(settings, cache_folder())
+    )
+    for warning in checks.shared_warnings(settings, instance.folder):
+        say(warning)
     _prepare_beside(config, settings)
     _refuse(checks.setting_problems(settings, cache_folder()))  # some are only seen in a prepared model
     for problem in checks.adapter_problems(settings, cache_folder()):
@@ -82,9 +87,9 @@ def check(configs: Annotated[list[Path], typer.Argument(help="One or more YAML f
     bad = False
     for config in configs:
         settings = _read(config)
-        cache = cache_folder()
+        cache, instance = cache_folder(), instance_folder(settings.http.port)
         problems = checks.setting_problems(settings, cache) + checks.adapter_problems(settings, cache)
-        problems += checks.machine_problems(settings, cache)
+        problems += checks.shared_problems(settings, instance) + checks.machine_problems(settings, cache)
         cpu = [m for m in settings.models if m.engine.device == "cpu"]
         gpus = sum(m.engine.replicas * m.engine.ranks for m in settings.models if m not in cpu)
         cores, memory = checks.cores_wanted(settings.models), checks.memory_wanted_gib(cpu, cache_folder())
@@ -92,6 +97,8 @@ def check(configs: Annotated[list[Path], typer.Argument(help="One or more YAML f
         console.print(f"{config}: {len(settings.models)} model(s); {wanted}", markup=False)
         for problem in problems:
             console.print(f"  ✗ {problem}", markup=False)
+        for warning in checks.shared_warnings(settings, instance):
+            console.print(f"  ! {warning}", markup=False)
         console.print("  ✓ can be served here" if not problems else f"  {len(problems)} problem(s)")
         bad = bad or bool(problems)
     raise typer.Exit(int(bad))

@@ -57,7 +57,7 @@ def build(
     accounts = accounts or Accounts(MemoryLimitStore(), NoBooks())
     corridor = Corridor(served, pool, accounts, observe or logger(settings.logs), Traces(settings.tracing, "router"))
     app = FastAPI(title="starserve", description=_description(settings.models), docs_url=None, redoc_url=None,
-                  lifespan=_running([*beside, accounts.keep_forgetting], accounts))  # fmt: skip
+                  redirect_slashes=False, lifespan=_running([*beside, accounts.keep_forgetting], accounts))  # fmt: skip
     app.include_router(Api(corridor, tenants, pool, settings, usage_of).router())
     install_docs(app)
     install_errors(app)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
+import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,80 @@ def machine_problems(settings: Settings, cache: Path) -> list[str]:
 def setting_problems(settings: Settings, cache: Path) -> list[str]:
     """What is wrong on any machine: settings that contradict each other, or that must be given."""
     return [problem for model in settings.models for problem in _model_problems(model, cache)]
+
+
+def _is_installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def shared_problems(
+    settings: Settings, instance: Path, is_installed: Callable[[str], bool] = _is_installed
+) -> list[str]:
+    """What processes of this deployment are to share and cannot: database, limits, secrets, ports.
+
+    `instance`: its folder, where a database and secrets lie that have no place of their own.
+    """
+    problems, url = [], settings.database.url.get_secret_value() if settings.database.url else ""
+    redis = settings.limit_store.redis_url.get_secret_value() if settings.limit_store.redis_url else ""
+    wanted = (("psycopg", "database.url", url.startswith("postgresql")), ("redis", "limit_store.redis_url", redis))
+    for package, field, is_wanted in wanted:
+        if is_wanted and not is_installed(package):
+            problems.append(f"{field}: the package {package} is not installed; pip install 'starserve[cluster]'")
+    if url.startswith("sqlite:"):
+        file = url.removeprefix("sqlite:///").partition("?")[0]
+        if not file.startswith("/"):
+            problems.append("database.url: name SQLite's file from the root, as sqlite:////FOLDER/FILE; each process "
+                            "would make another one in the folder where it runs")  # fmt: skip
+    if redis and not re.match(r"(rediss?|unix)://.", redis):
+        problems.append("limit_store.redis_url: write it as redis://, rediss:// or unix://")
+    for model in settings.models:
+        if settings.limit_store.hold_s <= model.engine.queue.wait_s:
+            problems.append(f"limit_store.hold_s: is not above models.{model.name}.engine.queue.wait_s; what waits "
+                            "longest would not be counted any more")  # fmt: skip
+    ports = {"http.port": settings.http.port, "admin.port": settings.admin.port, "metrics_port": settings.metrics_port}
+    for field, port in list(ports.items())[1:]:
+        if port is not None and (other := next(name for name, p in ports.items() if p == port)) != field:
+            problems.append(f"{field}: {port} is {other} too; name another")
+    return problems + [f"{field}: {problem}" for field, path in _secret_files(settings, instance)
+                       if (problem := _secret_problem(path))]  # fmt: skip
+
+
+def shared_warnings(settings: Settings, instance: Path) -> list[str]:
+    """What works, and perhaps not as it was meant."""
+    warnings, routers = [], settings.router.replicas
+    if routers > 1 and settings.limit_store.redis_url is None:
+        warnings.append(f"router.replicas: {routers} routers without limit_store.redis_url count each alone: tenants "
+                        f"get up to {routers} times their limits")  # fmt: skip
+    if settings.admin.port is not None and settings.admin.host not in ("127.0.0.1", "::1", "localhost"):
+        warnings.append(f"admin.host: {settings.admin.host} is open to the network, and the token is sent in clear; "
+                        "put TLS in front of it")  # fmt: skip
+    for field, path in _secret_files(settings, instance):
+        if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o070:
+            warnings.append(f"{field}: {path} is open to its group")  # as where Kubernetes mounts it with fsGroup
+    return warnings
+
+
+def _secret_files(settings: Settings, instance: Path) -> Iterator[tuple[str, Path]]:
+    yield "database.pepper_file", settings.database.pepper_in(instance)
+    if settings.admin.port is not None:
+        yield "admin.token_file", settings.admin.token_file or instance / "admin.token"
+
+
+def _secret_problem(path: Path) -> str | None:
+    """One that is not there is made at the first start, where it can be."""
+    if not path.is_absolute():
+        return f"{path}: name it from the root; processes run in other folders"
+    if not path.exists():
+        folder = next(p for p in path.parents if p.exists())
+        may_be_made = folder.is_dir() and os.access(folder, os.W_OK)
+        return None if may_be_made else f"{path}: is not there, and cannot be made"
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return f"{path}: cannot be read"
+    if stat.S_IMODE(path.stat().st_mode) & 0o007:
+        return f"{path}: everybody on this machine may open it; chmod 600"
+    if not path.read_text().strip():
+        return f"{path}: is empty"
+    return None
 
 
 def adapter_problems(settings: Settings, cache: Path) -> list[str]:

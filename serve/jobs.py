@@ -40,7 +40,7 @@ class JobMaker:
         self, ask: Ask, tenant: Tenant, served: Served, request_id: str, traceparent: str | None = None
     ) -> list[Job]:
         """One job per prompt: what the client asked for, with the model's defaults and stops."""
-        check_sampling(tenant, ask.sampling)
+        check_sampling(tenant, ask)
         ask = _profiled(ask, served)
         sampling, jobs = _with_defaults(ask.sampling, served), list[Job]()
         for ids, rendered in await self._prompts(ask, served):

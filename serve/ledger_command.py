@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn, cast
+from typing import Annotated, NoReturn, cast, get_args
 
 import typer
 from rich.box import SIMPLE
@@ -64,13 +64,13 @@ def usage(
     since: Since = None,
     until: Until = None,
     tenant: OfTenant = None,
-    by: Annotated[str, typer.Option(help="Any of day, model, key, with commas between; empty for one sum.")]
+    by: Annotated[str, typer.Option(help="Of day, model, key, tenant, organisation; empty for one sum.")]
     = "day,model,key",
 ) -> None:  # fmt: skip
-    """Sums by day, model and key; of the last 30 days unless --since says otherwise."""
+    """Sums by day, model and whoever it was; of the last 30 days unless --since says otherwise."""
     groups = [name for name in by.split(",") if name]
-    if unknown := sorted(set(groups) - {"day", "model", "key"}):
-        raise typer.BadParameter(f"--by: {unknown[0]} is none of day, model, key")
+    if unknown := sorted(set(groups) - set(get_args(told.By))):
+        raise typer.BadParameter(f"--by: {unknown[0]} is none of {', '.join(get_args(told.By))}")
     month_ago = (datetime.now(UTC) - timedelta(days=30)).timestamp()
     database, since_s, until_s = _open(config), _seconds(since, month_ago), _seconds(until, 1e12)
     heads = [*groups, *told.OUTCOMES, "prompt", "computed", "cached", "output", "cost"]
@@ -79,7 +79,8 @@ def usage(
     while True:
         page = told.usage(database, tenant, since_s, until_s, cast(list[told.By], groups), cursor, told.PAGE)
         for row in page.rows:
-            of = {"day": row.day, "model": row.model, "key": row.key_id}
+            of = {"day": row.day, "model": row.model, "key": row.key_id, "tenant": row.tenant_id,
+                  "organisation": row.organisation_id}  # fmt: skip
             counts = [row.requests.get(outcome, 0) for outcome in told.OUTCOMES]
             counts += [row.prompt_tokens, row.computed_prompt_tokens, row.cached_tokens, row.output_tokens]
             words = [str(of[name] or "-") for name in groups] + [str(count) for count in counts]

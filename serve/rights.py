@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serve.errors import BadRequest, Forbidden
-from serve.words import Sampling, Scope, Tenant
+from serve.words import Ask, Scope, Tenant
 
 
 def may_use(tenant: Tenant, model: str) -> bool:
@@ -22,10 +22,21 @@ def check_prompt(tenant: Tenant, tokens: int, field: str) -> None:
         raise BadRequest(f"{field} has {tokens} tokens; your tenant may send {most} in one prompt", field)
 
 
-def check_sampling(tenant: Tenant, sampling: Sampling) -> None:
-    ceilings = tenant.ceilings
-    if ceilings.choices is not None and sampling.n > ceilings.choices:
-        raise BadRequest(f"n is {sampling.n}; your tenant may ask for {ceilings.choices}", "n")
-    most = ceilings.output_tokens
-    if most is not None and sampling.max_tokens is not None and sampling.max_tokens > most:
-        raise BadRequest(f"max_tokens is {sampling.max_tokens}; your tenant may ask for {most}", "max_tokens")
+def check_sampling(tenant: Tenant, ask: Ask) -> None:
+    """Choices are counted over all prompts: to ask one prompt many times is to ask for many choices."""
+    ceilings, sampling = tenant.ceilings, ask.sampling
+    prompts = len(ask.prompts) + len(ask.infills) or 1
+    most = ceilings.choices
+    if most is not None and sampling.n > most:
+        raise BadRequest(f"n is {sampling.n}; your tenant may ask for {most}", "n")
+    if most is not None and prompts * sampling.n > most:
+        raise BadRequest(
+            f"{prompts} prompts make {prompts * sampling.n} answers; your tenant may have {most}", "prompt"
+        )
+    most, wanted = ceilings.output_tokens, sampling.max_tokens
+    if most is not None and wanted is not None and wanted > most:
+        raise BadRequest(f"max_tokens is {wanted}; your tenant may ask for {most}", "max_tokens")
+    if most == 0 and wanted is None:
+        raise BadRequest(
+            "max_tokens: your tenant may have no answers; send 0, with echo, to score a prompt", "max_tokens"
+        )

@@ -53,7 +53,7 @@ class Ceilings:
 
     prompt_tokens: int | None = None
     output_tokens: int | None = None
-    choices: int | None = None
+    choices: int | None = None  # over all its prompts
 
 
 @dataclass(frozen=True, slots=True)

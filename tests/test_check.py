@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from serve import eight_bits
 from serve.__main__ import cli
+from serve.check import shared_problems, shared_warnings
+from serve.settings import parse
 from tests.stack import tiny_model
 from tests.starcoder.models import sum_of, write_adapter
 from tests.starcoder.quantized import CONFIG as W8A8
@@ -112,6 +114,67 @@ def test_a_broken_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
         assert done.exit_code == 2
         assert done.output.startswith("starserve: ")
     assert CliRunner().invoke(cli, ["check", str(tmp_path / "none.yaml")]).exit_code == 2
+
+
+def shared(folder: Path, **given: Any) -> tuple[list[str], list[str]]:
+    """Problems and warnings of what processes share; nothing beyond the wheel is installed."""
+    settings = parse({"models": [tiny_model(folder)], **given})
+    return shared_problems(settings, folder, lambda _: False), shared_warnings(settings, folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"database": {"url": "postgresql+psycopg://u:secret@h/d"}}, "database.url: the package psycopg is not inst"),
+        (
+            {"limit_store": {"redis_url": "redis://:secret@h"}},
+            "limit_store.redis_url: the package redis is not installe",
+        ),
+        ({"limit_store": {"redis_url": "http://:secret@h"}}, "write it as redis://, rediss:// or unix://"),
+        ({"database": {"url": "sqlite:///tenants.db"}}, "name SQLite's file from the root"),
+        ({"database": {"url": "sqlite:///:memory:"}}, "name SQLite's file from the root"),
+        ({"limit_store": {"hold_s": 60}}, "limit_store.hold_s: is not above models.tiny.engine.queue.wait_s"),
+        ({"admin": {"port": 8000}}, "admin.port: 8000 is http.port too"),
+        ({"admin": {"port": 9001}, "metrics_port": 9001}, "metrics_port: 9001 is admin.port too"),
+        ({"database": {"pepper_file": "pepper"}}, "database.pepper_file: pepper: name it from the root"),
+        (
+            {"database": {"pepper_file": "/etc/passwd/none"}},
+            "database.pepper_file: /etc/passwd/none: is not there, and",
+        ),
+    ],
+)
+def test_what_processes_cannot_share_is_named_without_its_password(
+    tmp_path: Path, given: dict[str, Any], sentence: str
+) -> None:
+    problems, _ = shared(tmp_path, **given)
+    assert any(sentence in problem for problem in problems)
+    assert "secret@" not in "".join(problems)
+    assert not any("not installed" in p for p in shared(tmp_path)[0])
+
+
+def test_several_routers_without_redis_and_an_open_admin_api_are_warned_of(tmp_path: Path) -> None:
+    assert shared(tmp_path, router={"replicas": 1}) == ([], [])
+    _, (routers, host) = shared(tmp_path, router={"replicas": 3}, admin={"port": 9001, "host": "0.0.0.0"})
+    assert "3 routers without limit_store.redis_url count each alone" in routers
+    assert "up to 3 times their limits" in routers
+    assert "admin.host: 0.0.0.0 is open to the network" in host
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"models": [tiny_model(tmp_path)], "router": {"replicas": 3}}))
+    assert "  ! router.replicas: 3 routers" in CliRunner().invoke(cli, ["check", str(path)]).output
+
+
+@pytest.mark.parametrize(("name", "field"), [("pepper", "database.pepper_file"), ("admin.token", "admin.token_file")])
+def test_secrets_that_others_may_open_are_refused(tmp_path: Path, name: str, field: str) -> None:
+    (secret := tmp_path / name).write_text("s" * 64)
+    for mode, problem, warning in ((0o600, "", ""), (0o440, "", "open to its group"), (0o604, "chmod 600", "")):
+        secret.chmod(mode)
+        problems, warnings = shared(tmp_path, admin={"port": 9001})
+        assert [p for p in problems if not p.startswith(f"{field}: {secret}: everybody")] == []
+        assert [problem in p for p in problems] == ([True] if problem else [])
+        assert [w == f"{field}: {secret} is {warning}" for w in warnings] == ([True] if warning else [])
+    secret.write_text("")
+    secret.chmod(0o600)
+    assert shared(tmp_path, admin={"port": 9001})[0] == [f"{field}: {secret}: is empty"]
 
 
 @pytest.mark.parametrize("command", [[], ["up"], ["check"], ["model"], ["model", "prepare"]])

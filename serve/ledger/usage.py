@@ -1,4 +1,4 @@
-"""What the ledger tells: sums by day, model and key; every row in its order; and what may be forgotten.
+"""What the ledger tells: sums by day, model and whoever it was; every row in its order; and what may be forgotten.
 
 All of it reads in pages, so that memory stays the same however long the ledger is.
 """
@@ -17,20 +17,21 @@ from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
-from serve.ledger.entry import DAY_S, NAMES, OPEN
+from serve.ledger.entry import DAY_S, NAMES, OPEN, name_of
 from serve.ledger.tables import ledger, refusals
 from serve.words import Level, Tenant
 
-By = Literal["day", "model", "key"]
+By = Literal["day", "model", "key", "tenant", "organisation"]
 OUTCOMES = ("done", "refused", "cancelled", "failed", "lost", OPEN)
 _SUMMED = ("prompt_tokens", "computed_prompt_tokens", "cached_tokens", "output_tokens", "cost")
-_COLUMN_OF = {"day": "day", "model": "model", "key": "key_id"}
+_COLUMN_OF = {"day": "day", "model": "model", "key": "key_id", "tenant": "tenant_id",
+              "organisation": "organisation_id"}  # fmt: skip
 PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The sums of one group. `day`, `model` and `key_id` are None where it is not grouped by them."""
+    """The sums of one group. Day, model and the ids are None where it is not grouped by them."""
 
     day: str | None  # of UTC, as 2026-11-25
     model: str | None  # "" for requests that were refused before their model was known
@@ -41,6 +42,8 @@ class Usage:
     cached_tokens: int
     output_tokens: int
     cost: int  # millionths of the deployment's currency
+    tenant_id: str | None = None  # "" for requests of nobody that is known
+    organisation_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +55,15 @@ class Page:
 def usage(
     database: sa.Engine, tenant_id: str | None, since_s: float, until_s: float,
     by: Sequence[By] = ("day", "model", "key"), cursor: str | None = None, limit: int = 100,
+    organisation_id: str | None = None,
 ) -> Page:  # fmt: skip
-    """A tenant's usage (None: everybody's) of requests opened in since ≤ t < until, sorted by what it is grouped by.
+    """Usage of a tenant, an organisation or, where both are None, everybody, of requests opened in since ≤ t < until.
 
+    Sorted by what it is grouped by.
     `limit`: groups in one page, at most 1000. Raises ValueError for a cursor that is none of ours.
     """
     columns = [_COLUMN_OF[name] for name in by]
-    both = _both(tenant_id, since_s, until_s).subquery()
+    both = _both(tenant_id, organisation_id, since_s, until_s).subquery()
     groups = [both.c[name] for name in columns]
     sums = [sa.func.sum(sa.case((both.c.outcome == o, both.c.requests), else_=0)).label(f"of_{o}") for o in OUTCOMES]
     sums += [sa.func.sum(both.c[name]).label(name) for name in _SUMMED]
@@ -167,21 +172,25 @@ def _delete(database: sa.Engine, table: sa.Table, where: sa.ColumnElement[bool])
         return connection.execute(sa.delete(table).where(where)).rowcount
 
 
-def _both(tenant_id: str | None, since_s: float, until_s: float) -> Any:
+def _both(tenant_id: str | None, organisation_id: str | None, since_s: float, until_s: float) -> Any:
     """Rows and counters in one shape."""
     of_rows = (ledger.c.opened_s >= since_s) & (ledger.c.opened_s < until_s)
     of_counts = (refusals.c.minute_s >= since_s) & (refusals.c.minute_s < until_s)
     if tenant_id is not None:
         of_rows &= ledger.c.tenant_id == tenant_id
         of_counts &= refusals.c.tenant_id == tenant_id
-    names = ("day", "model", "key_id", "outcome")
+    if organisation_id is not None:
+        of_rows &= ledger.c.organisation_id == organisation_id
+        of_counts &= refusals.c.organisation_id == organisation_id
+    names = (*_COLUMN_OF.values(), "outcome")
     single: sa.Select[Any] = sa.select(
         *(ledger.c[name] for name in names),
         sa.literal(1, sa.Integer).label("requests"),
         *(ledger.c[n] for n in _SUMMED),
     ).where(of_rows)
     counted: sa.Select[Any] = sa.select(
-        refusals.c.day, sa.literal("").label("model"), refusals.c.key_id, sa.literal("refused").label("outcome"),
+        refusals.c.day, sa.literal("").label("model"), refusals.c.key_id, refusals.c.tenant_id,
+        refusals.c.organisation_id, sa.literal("refused").label("outcome"),
         refusals.c.requests, *(sa.literal(0, sa.BigInteger).label(n) for n in _SUMMED),
     ).where(of_counts)  # fmt: skip
     return sa.union_all(single, counted)
@@ -191,7 +200,11 @@ def _usage(row: dict[str, Any]) -> Usage:
     day = None if "day" not in row else datetime.fromtimestamp(row["day"] * DAY_S, UTC).date().isoformat()
     # PostgreSQL sums BIGINT to NUMERIC, and nothing at all to NULL.
     requests = {o: n for o in OUTCOMES if (n := int(row[f"of_{o}"] or 0))}
-    return Usage(day, row.get("model"), row.get("key_id"), requests, *(int(row[name] or 0) for name in _SUMMED))
+    sums = {name: int(row[name] or 0) for name in _SUMMED}
+    return Usage(
+        day, row.get("model"), row.get("key_id"), requests, tenant_id=row.get("tenant_id"),
+        organisation_id=row.get("organisation_id"), **sums,
+    )  # fmt: skip
 
 
 def _cursor(values: list[Any]) -> str:
@@ -199,11 +212,17 @@ def _cursor(values: list[Any]) -> str:
 
 
 def _read_cursor(cursor: str, columns: list[str]) -> list[Any]:
+    """Anybody can write one, so it holds only what a database can compare with; whose rows are read, it cannot say."""
     try:
         values = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, RecursionError):
         values = None
-    kinds = [int if name == "day" else str for name in columns]
-    if not isinstance(values, list) or [type(value) for value in values] != kinds:
+    if not isinstance(values, list) or len(values) != len(columns) or not all(map(_may_be_of, columns, values)):
         raise ValueError("this cursor was not given by this server for this grouping")
     return values
+
+
+def _may_be_of(column: str, value: Any) -> bool:
+    if column == "day":
+        return type(value) is int and 0 <= value < 1 << 31
+    return isinstance(value, str) and name_of(value) == value

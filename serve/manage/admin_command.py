@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ import typer
 import uvicorn
 
 from serve.admin import build_admin
+from serve.database import open_database
+from serve.ledger.usage import usage
 from serve.manage.opening import opened, refuse, say
 from serve.settings import embedded_config
 from serve.tenants.development import read_secret, write_secret
@@ -28,6 +31,10 @@ def admin(
         token_file = settings.admin.token_file or instance.folder / "admin.token"
         if not token_file.exists():
             write_secret(token_file, f"admin-{secrets.token_hex(32)}")
-        app = build_admin(store, read_secret(token_file))
+        ledger = open_database(settings.database.url_in(instance.folder))
+        app = build_admin(store, read_secret(token_file), partial(usage, ledger), settings.currency)
         say(f"admin API on http://{settings.admin.host}:{settings.admin.port}/admin/v1, its token in {token_file}")
-        uvicorn.run(app, host=settings.admin.host, port=settings.admin.port, log_level="warning", access_log=False)
+        try:
+            uvicorn.run(app, host=settings.admin.host, port=settings.admin.port, log_level="warning", access_log=False)
+        finally:
+            ledger.dispose()

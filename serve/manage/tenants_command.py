@@ -132,7 +132,7 @@ def import_file(
     """
     with opened(config) as (_, _, store):
         wanted = importing.read(file.read_text(encoding="utf-8"))
-        imported = importing.apply(store, wanted, actor(), prune)
+        imported = importing.apply(store, wanted, actor(), prune, say)
         for line in imported.done:
             say(line)
         for still in imported.suspended:

@@ -72,7 +72,7 @@ class CeilingsGiven(Given):
 
     prompt_tokens: Count | None = None
     output_tokens: Count | None = None
-    choices: Count | None = None
+    choices: Count | None = Field(None, description="Over all prompts of the request.")
 
 
 class OrganisationGiven(Given):

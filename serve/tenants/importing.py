@@ -7,6 +7,7 @@ file does not name and removes nothing. A secret cannot stand in the file; a new
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import yaml
@@ -18,6 +19,9 @@ from serve.tenants.given import Id, KeyGiven, KeyName, OrganisationGiven, Tenant
 from serve.tenants.rows import KeyRow, NewKey, OrganisationRow, Row, TenantRow
 from serve.tenants.store import Store
 from serve.words import Level
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same YAML, ten times as fast
+_TOLD_EACH = 1000  # tenants
 
 
 class WantedKey(KeyGiven):
@@ -60,7 +64,7 @@ class Imported(NamedTuple):
 def read(text: str) -> Wanted:
     """What a file wants; BadRequest names the first field that is wrong."""
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError as e:
         raise BadRequest(f"not YAML: {e}") from None
     if not isinstance(raw, dict):
@@ -71,15 +75,22 @@ def read(text: str) -> Wanted:
         raise explained(e, Wanted) from None
 
 
-def apply(store: Store, wanted: Wanted, actor: str, prune: bool = False) -> Imported:
-    """Make the store as the file wants it, in one transaction: all of it or nothing."""
+def apply(
+    store: Store, wanted: Wanted, actor: str, prune: bool = False, say: Callable[[str], None] | None = None
+) -> Imported:
+    """Make the store as the file wants it, in one transaction: all of it or nothing. `say`: how far it has come."""
+    tenants, looked_at = sum(len(o.tenants) for o in wanted.organisations), 0
     with store.acting(actor) as acts:
+        acts.expect_many()
         keys, suspended = list[NewKey](), list[str]()
         for organisation in wanted.organisations:
             _put(acts, "organisation", organisation.id, organisation, suspended)
             for tenant in organisation.tenants:
                 _put(acts, "tenant", tenant.id, tenant, suspended, organisation.id)
                 keys += _put_keys(acts, tenant, suspended)
+                looked_at += 1
+                if say and looked_at % _TOLD_EACH == 0:
+                    say(f"{looked_at:,} of {tenants:,} tenants")
         if prune:
             _prune(acts, wanted)
         return Imported([f"{act} {level} {name}" for act, level, name in acts.told], keys, suspended)

@@ -43,10 +43,10 @@ def changes_since(connection: Connection, number: int) -> Changes:
         return Changes(now)
     whole = now < number or number == 0
     since = 0 if whole else number
-    keys = _rows(connection, select(KEYS).where(KEYS.c.change > since))
-    tenants = _rows(connection, select(TENANTS).where(TENANTS.c.change > since))
-    organisations = _rows(connection, select(ORGANISATIONS).where(ORGANISATIONS.c.change > since))
-    secrets = _by_key(connection, select(SECRETS).join(KEYS).where(KEYS.c.change > since))
+    keys = columns_of(connection, select(KEYS).where(KEYS.c.change > since))
+    tenants = columns_of(connection, select(TENANTS).where(TENANTS.c.change > since))
+    organisations = columns_of(connection, select(ORGANISATIONS).where(ORGANISATIONS.c.change > since))
+    secrets = secrets_of(connection, select(SECRETS).join(KEYS).where(KEYS.c.change > since))
     return Changes(
         now,
         whole,
@@ -59,7 +59,7 @@ def changes_since(connection: Connection, number: int) -> Changes:
 def found(connection: Connection, level: Level, object_id: str) -> dict[str, Any] | None:
     """The columns of one object, removed or not."""
     table = TABLES[level]
-    rows = _rows(connection, select(table).where(table.c[ID[level]] == object_id))
+    rows = columns_of(connection, select(table).where(table.c[ID[level]] == object_id))
     return rows[0] if rows else None
 
 
@@ -71,10 +71,10 @@ def page(
     query = select(table).where(table.c.removed.is_(False), column > after).order_by(column).limit(most)
     if parent_id is not None and level in PARENT:
         query = query.where(table.c[PARENT[level]] == parent_id)
-    rows = _rows(connection, query)
+    rows = columns_of(connection, query)
     if level != "key":
         return [organisation(r) if level == "organisation" else tenant(r) for r in rows]
-    secrets = _by_key(connection, select(SECRETS).where(SECRETS.c.key_id.in_(query.with_only_columns(column))))
+    secrets = secrets_of(connection, select(SECRETS).where(SECRETS.c.key_id.in_(query.with_only_columns(column))))
     return [key(r, secrets.get(r["key_id"], ())) for r in rows]
 
 
@@ -82,7 +82,7 @@ def one(connection: Connection, level: Level, columns: dict[str, Any]) -> Row:
     """The value of an object's columns."""
     if level == "key":
         key_id = columns["key_id"]
-        return key(columns, _by_key(connection, select(SECRETS).where(SECRETS.c.key_id == key_id)).get(key_id, ()))
+        return key(columns, secrets_of(connection, select(SECRETS).where(SECRETS.c.key_id == key_id)).get(key_id, ()))
     return organisation(columns) if level == "organisation" else tenant(columns)
 
 
@@ -93,7 +93,7 @@ def audit(connection: Connection, object_id: str | None, before: int | None, mos
         query = query.where(AUDIT.c.object_id == object_id)
     if before is not None:
         query = query.where(AUDIT.c.audit_id < before)
-    return [AuditRow(**row) for row in _rows(connection, query)]
+    return [AuditRow(**row) for row in columns_of(connection, query)]
 
 
 def organisation(columns: Mapping[str, Any]) -> OrganisationRow:
@@ -120,14 +120,15 @@ def key(columns: Mapping[str, Any], secrets: tuple[SecretRow, ...]) -> KeyRow:
     )  # fmt: skip
 
 
-def _by_key(connection: Connection, query: Select[Any]) -> dict[str, tuple[SecretRow, ...]]:
+def secrets_of(connection: Connection, query: Select[Any]) -> dict[str, tuple[SecretRow, ...]]:
+    """Of each key."""
     found = defaultdict[str, list[SecretRow]](list)
-    for row in _rows(connection, query.order_by(SECRETS.c.created_at)):
+    for row in columns_of(connection, query.order_by(SECRETS.c.created_at)):
         found[row["key_id"]].append(SecretRow(row["digest"], row["created_at"], row["expires_at"]))
     return {key_id: tuple(rows) for key_id, rows in found.items()}
 
 
-def _rows(connection: Connection, query: Select[Any]) -> list[dict[str, Any]]:
+def columns_of(connection: Connection, query: Select[Any]) -> list[dict[str, Any]]:
     return [dict(row) for row in connection.execute(query).mappings()]
 
 

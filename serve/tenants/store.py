@@ -36,6 +36,7 @@ class Store:
             number = connection.execute(taken).scalar_one()
             acts = Acts(connection, self.pepper, actor, number, self._clock())
             yield acts
+            acts.flush()
             if not acts.told:
                 transaction.rollback()  # so that no router is told of nothing
 

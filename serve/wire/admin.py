@@ -1,4 +1,7 @@
-"""The admin API: organisations, tenants, keys and the log of every act. On a port of its own, never the public one."""
+"""The admin API: organisations, tenants, keys, what they used, and the log of every act.
+
+On a port of its own, never the public one.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from serve.tenants.given import Given, Id, KeyGiven, OrganisationGiven, TenantGi
 from serve.tenants.rows import NewKey
 from serve.tenants.showing import shown
 from serve.tenants.store import Store
+from serve.wire.usage import UsageOf, everybodys_page, once
 from serve.words import Level, Secret
 
 ACTOR = "admin API"
@@ -45,10 +49,10 @@ class Rotation(Given):
 
 
 class AdminApi:
-    """Routes over the store. It blocks, so each call of it runs in a thread."""
+    """Routes over the store. It blocks, so each call of it runs in a thread. `usage_of` reads the ledger."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, usage_of: UsageOf | None, currency: str) -> None:
+        self._store, self._usage_of, self._currency = store, usage_of, currency
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/admin/v1")
@@ -58,6 +62,7 @@ class AdminApi:
             ("POST", "/tenants/{object_id}/keys", self.create_key),
             ("POST", "/keys/{object_id}/rotate", self.rotate),
             ("GET", "/audit", self.audit),
+            ("GET", "/usage", self.usage),
         ]
         for level, plural in _PLURAL.items():
             routes += [
@@ -114,6 +119,12 @@ class AdminApi:
         before, most = _number(query, "before", 2**63 - 1), _number(query, "limit", MOST) or 100
         rows = await asyncio.to_thread(self._store.audit, query.get("object"), before, most + 1)
         return _page([shown(row) for row in rows], most)
+
+    async def usage(self, request: Request) -> JSONResponse:
+        """What was used: `tenant`, `organisation`, and as GET /v1/usage, `by` those two besides."""
+        if self._usage_of is None:
+            raise NotFound("this deployment keeps no ledger")
+        return JSONResponse(await everybodys_page(self._usage_of, once(request.query_params), self._currency))
 
     def _list(self, level: Level) -> Callable[..., Any]:
         async def list_them(request: Request) -> JSONResponse:
@@ -206,10 +217,10 @@ def _object_id(request: Request) -> str:
 
 
 def _query(request: Request, known: set[str]) -> dict[str, str]:
-    query = dict(request.query_params)
+    query = once(request.query_params)
     for name, value in query.items():
         if name not in known:
-            raise BadRequest(f"{name}: unknown parameter; there are {', '.join(sorted(known))}", name)
+            raise BadRequest(f"{name[:100]}: unknown parameter; there are {', '.join(sorted(known))}", name[:100])
         if not _ID.match(value):
             raise BadRequest(f"{name}: an id or a number", name)
     return query

@@ -33,7 +33,7 @@ from serve.wire.docs import described
 from serve.wire.openai import Reply, model_card
 from serve.wire.parse import parse
 from serve.wire.sse import EventStream, left_before
-from serve.wire.usage import UsageOf, usage_page
+from serve.wire.usage import UsageOf, once, usage_page
 from serve.words import Ask, Event, Form, Record, Tenant
 
 HEALTH_TIMEOUT_S = 2.0
@@ -145,7 +145,7 @@ class Api:
         check_scope(tenant, "usage")
         if self._usage_of is None:
             raise NotFound("this server keeps no ledger")
-        query = dict(request.query_params)
+        query = once(request.query_params)
         return JSONResponse(await usage_page(self._usage_of, tenant.tenant_id, query, self._currency))
 
     async def health(self) -> JSONResponse:

@@ -130,3 +130,16 @@ def test_pruning_forgets_what_is_closed_and_old(filled: sa.Engine) -> None:
     assert list(counted_refusals(filled, 0, 1e12)) == []
     write(filled, *(entry(i) for i in range(10, 2310)))
     assert prune(filled, FIRST + 2 * DAY) == 2300
+
+
+def test_an_operator_sees_it_by_tenant_and_organisation(filled: sa.Engine) -> None:
+    write(filled, entry(9, tenant_id="web", organisation_id="big"), entry(10, tenant_id="web2", organisation_id="big"))
+    found = usage(filled, None, FIRST, FIRST + 9 * DAY, ("organisation", "tenant")).rows
+    told = [(u.organisation_id, u.tenant_id, sum(u.requests.values()), u.day, u.key_id) for u in found]
+    assert told == [("", "acme", 106, None, None), ("", "other", 1, None, None), ("big", "web", 1, None, None),
+                    ("big", "web2", 1, None, None)]  # fmt: skip
+    (whole,) = usage(filled, None, 0, 1e12, (), organisation_id="big").rows
+    assert (whole.requests, whole.cost, whole.tenant_id) == ({"done": 2}, 14, None)
+    (one,) = usage(filled, "web", 0, 1e12, ("tenant",), organisation_id="big").rows
+    assert (one.tenant_id, one.cost) == ("web", 7)
+    assert usage(filled, "acme", 0, 1e12, ("tenant",), organisation_id="big").rows == []

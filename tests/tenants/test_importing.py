@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from serve.errors import BadRequest, Conflict, TenantSuspended, UnknownField
+import pytest
+from sqlalchemy import event
+
+from serve.errors import BadRequest, Conflict, TenantSuspended, Unauthorized, UnknownField
 from serve.tenants.importing import apply, read
 from serve.tenants.rows import KeyRow, TenantRow
 from serve.tenants.showing import shown
@@ -116,3 +120,69 @@ def test_what_is_shown_has_times_and_limits_but_no_digest(store: Store) -> None:
     assert set(told["secrets"][0]) == {"created_at", "expires_at"}
     assert key.secrets[0].digest not in str(told)
     assert shown(tenant)["limits"] == {"tokens_per_minute": 60000}
+
+
+def many(tenants: int, weight: int) -> str:
+    """A file of one organisation with so many tenants, each with a key."""
+    told = [f"      - {{id: t{i}, weight: {weight}, keys: [{{name: ci}}]}}" for i in range(tenants)]
+    return "\n".join(["organisations:", "  - id: acme", "    tenants:", *told])
+
+
+@contextmanager
+def statements(store: Store) -> Iterator[list[str]]:
+    sent = list[str]()
+
+    def note(connection: object, cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    event.listen(store._engine, "before_cursor_execute", note)
+    yield sent
+    event.remove(store._engine, "before_cursor_execute", note)
+
+
+def test_thousands_are_imported_in_a_few_statements_each_with_its_audit_row(store: Store) -> None:
+    said = list[str]()
+    with statements(store) as sent:
+        first = apply(store, read(many(1500, weight=2)), "ann", say=said.append)
+    assert len(sent) < 20
+    assert said == ["1,000 of 1,500 tenants"]
+    assert (len(first.done), len(first.keys)) == (3001, 1500)
+    with statements(store) as sent:
+        changed = apply(store, read(many(1400, weight=3)), "ben", prune=True)
+    assert len(sent) < 20
+    assert [d.split()[0] for d in changed.done] == ["change"] * 1400 + ["suspend"] * 100
+    assert changed.keys == []
+    tenants = router(store)
+    assert {tenants.identify(bearer(key)).weight for key in first.keys[:1400]} == {3.0}
+    with pytest.raises(TenantSuspended):
+        tenants.identify(bearer(first.keys[1450]))
+    told = store.audit(most=5000)
+    assert [(a.act, a.actor) for a in told[:1500]] == [("suspend", "ben")] * 100 + [("change", "ben")] * 1400
+    assert len(told) == 1500 + 3001
+    assert told[1499].changes == {"weight": [2.0, 3.0]}
+    number = store.changes_since(0).number
+    assert apply(store, read(many(1400, weight=3)), "ben", prune=True) == ([], [], [])
+    assert store.changes_since(0).number == number
+
+
+def test_whatever_an_act_does_among_many_it_does_as_if_alone(store: Store) -> None:
+    (ci, editors) = apply(store, read(FILE), "ann").keys
+    with store.acting("ben") as acts:
+        acts.expect_many()
+        wanted = read(many(1, weight=2)).organisations[0].tenants[0]
+        acts.create_tenant("t0", "acme", wanted)
+        new = acts.create_key("t0", wanted.keys[0])
+        with pytest.raises(Conflict):
+            acts.create_key("t0", wanted.keys[0])
+        assert [getattr(k, "secrets", None) for k in acts.page("key", "t0")] == [new.key.secrets]
+        acts.suspend("tenant", "t0")
+        acts.resume("tenant", "t0")
+        rotated = acts.rotate(ci.key.key_id, 60)
+        acts.remove("key", editors.key.key_id)
+        again = acts.rotate(new.key.key_id, 0)
+    tenants = router(store)
+    assert tenants.identify(bearer(rotated)) == tenants.identify(bearer(ci))
+    assert tenants.identify(bearer(again)).tenant_id == "t0"
+    for gone in (new, editors):
+        with pytest.raises(Unauthorized):
+            tenants.identify(bearer(gone))
