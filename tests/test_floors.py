@@ -41,7 +41,7 @@ WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker", "opened"]
                    "admin"],
           "manage": ["opening", "fields", "keys_command", "tenants_command", "admin_command"],
           "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
-                     "tenancy", "deployments", "local"]}  # fmt: skip
+                     "tenancy", "replica_choice", "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {
     "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py", "engines/arguments.py", "starcoder"},
     "starlette": {"wire", "app.py", "admin.py"}, "fastapi": {"wire", "app.py", "admin.py"},
