@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from serve.affinity import BLOCK_TOKENS, BOUND, SLACK, common_start, key_of, order_of, ranked
+from serve.app import words_of
+from serve.jobs import preambles
+from serve.model_settings import Model
+from serve.prompts import ALPACA_INPUT, ALPACA_NO_INPUT, ASSISTANT_PREAMBLE
 
 BLOCKS = 8
 OWN = BLOCKS * BLOCK_TOKENS
@@ -147,3 +152,14 @@ def test_above_the_bound_comes_last_and_nobody_is_left_out() -> None:
     assert ranked(key, dict.fromkeys(NAMES, 5)) == [home, second, *rest]
     assert ranked(key, {**dict.fromkeys(NAMES, 5), home: 50}) == [second, *rest, home]
     assert ranked(key, {}) == []
+
+
+@pytest.mark.parametrize("template", ["alpaca", "technical-assistant", "raw"])
+def test_the_preambles_of_templates_are_found(starcoder_folder: Path, template: str) -> None:
+    engine = {"device": "cpu", "kv_cache_gib": 1}
+    named = {"name": "tiny", "source": {"folder": str(starcoder_folder)}, "context_tokens": 512, "engine": engine}
+    model = Model.model_validate({**named, "templates": {"chat": template, "instruct": "alpaca"}})
+    vocabulary, prompts = words_of(model, starcoder_folder)
+    texts = {vocabulary.decode(found) for found in preambles(prompts, vocabulary)}
+    expected = {f"{frame}### Instruction:\n" for frame in (ALPACA_NO_INPUT, ALPACA_INPUT)}
+    assert texts == expected | ({f"{ASSISTANT_PREAMBLE}Human:"} if template == "technical-assistant" else set())
