@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def prompts(user: int, seed: int) -> list[Sequence[int]]:
 def test_each_turn_begins_with_the_prompt_before_and_a_new_conversation_with_the_preamble() -> None:
     said = prompts(0, seed=0)
     assert [len(p) for p in said] == [30, 42, 54] * 2
-    for before, after in zip(said, said[1:], strict=False):
+    for before, after in pairwise(said):
         shared = len(before) if len(after) > len(before) else TALK.preamble
         assert after[:shared] == before[:shared]
     assert said[3][10:] != said[0][10:]
