@@ -36,7 +36,7 @@ def ask(client: httpx.Client, prompt: list[int] | list[list[int]]) -> Any:
 def engines_of(stack: Stack, replies: list[Any]) -> list[str]:
     """Who answered each, by the log."""
     wait_for(lambda: all(reply["id"] in stack.logged() for reply in replies), within_s=15)
-    told = {line["request_id"]: line["engine"] for line in stack.requests_logged()}
+    told = {line["request_id"]: line.get("engine", "") for line in stack.requests_logged()}
     return [told[reply["id"]] for reply in replies]
 
 
@@ -86,3 +86,17 @@ def test_when_an_engine_dies_its_conversations_go_on_elsewhere_and_the_others_st
 
 def answers(client: httpx.Client, prompt: list[int]) -> bool:
     return client.post("/v1/completions", json={"model": "tiny", "prompt": prompt, "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.full
+def test_when_no_engine_is_left_it_is_told_within_seconds(stack: Stack) -> None:
+    draw = random.Random(3)
+    with stack.client() as client:
+        for process in stack.named("VLLM::EngineCore"):
+            process.kill()
+        for _ in range(3):
+            asked = time.monotonic()
+            body = {"model": "tiny", "prompt": [draw.randrange(20, 200) for _ in range(TOKENS)]}
+            refused = client.post("/v1/completions", json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+            assert time.monotonic() - asked < 15
