@@ -93,10 +93,15 @@ def _description(models: Sequence[Model]) -> str:
 
 def served_model(model: Model, folder: Path, engine: CountingEngine) -> Served:
     """One model with its vocabulary and prompts, from its prepared folder."""
+    vocabulary, prompts = words_of(model, folder)
+    return Served(model, vocabulary, prompts, engine, licence_of(model, folder))
+
+
+def words_of(model: Model, folder: Path) -> tuple[Vocabulary, Prompts]:
     vocabulary, templates = Vocabulary(folder), model.templates
     preamble = templates.prompt_file.read_text(encoding="utf-8") if templates.prompt_file else None
     prompts = Prompts(
         templates.chat, templates.instruct, vocabulary.eos, vocabulary.template, preamble,
         vocabulary.control_tokens, model.control_tokens,
     )  # fmt: skip
-    return Served(model, vocabulary, prompts, engine, licence_of(model, folder))
+    return vocabulary, prompts

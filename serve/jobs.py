@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from serve.affinity import common_start
 from serve.engines.base import CountingEngine
 from serve.errors import BadRequest, ContextOverflow
 from serve.model_settings import Model
 from serve.prompts import Prompts
 from serve.rights import check_prompt, check_sampling
 from serve.tokens import TokenizerPool, Vocabulary
-from serve.words import Ask, Job, Rendered, Sampling, Share, Tenant
+from serve.words import Ask, Form, Job, Message, Rendered, Sampling, Share, Tenant
 
 RAW_COMPLETION_TOKENS = 16  # OpenAI's default of the raw completion form
 _FIELD = {"completion": "prompt", "fim": "prompt", "instruct": "instruction", "chat": "messages"}
@@ -28,6 +29,21 @@ class Served:
     engine: CountingEngine
     licence: Mapping[str, Any] = field(default_factory=dict)  # its texts as they came with the weights
     adapter: str | None = None  # served under this name, on the engine of its base model
+
+
+def preambles(prompts: Prompts, vocabulary: Vocabulary) -> list[tuple[int, ...]]:
+    """Token ids that the templates put before every chat, and before every instruction without and with an input."""
+    said = ("x", "1", "(")  # alike in nothing, so that what is common is the template's
+    forms: list[tuple[Form, str]] = [("chat", ""), ("instruct", ""), ("instruct", "y")]
+    found = {
+        common_start([vocabulary.encode(prompts.render(_asking(form, text, given))) for text in said])
+        for form, given in forms
+    }
+    return sorted(found - {()})
+
+
+def _asking(form: Form, text: str, given: str) -> Ask:
+    return Ask(form, "", Sampling(), instruction=text, input=given, messages=(Message("user", text),))
 
 
 class JobMaker:

@@ -90,6 +90,12 @@ class Engine(Frozen):
     coalesce_ms: float = Field(
         20, ge=0, le=1000, description="Most milliseconds that tokens wait to share a message under load; 0 is never."
     )
+    replica_choice: Literal["balanced", "affinity"] = Field(
+        "balanced", description="affinity: turns of a conversation meet in one replica; with one it changes nothing."
+    )
+    affinity_blocks: int = Field(
+        8, ge=1, le=512, description="First blocks of 16 prompt tokens that tell conversations apart, for affinity."
+    )
     start_timeout_s: float = Field(900, gt=0, description="Seconds an engine may take to load.")
     queue: Queue = Queue()
     vllm: dict[str, Any] = Field(default_factory=dict, description="Any other AsyncEngineArgs field, by its own name.")

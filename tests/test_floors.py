@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
     {"words", "errors", "eight_bits"},
     {"services", "limit_settings", "model_settings", "settings", "fim", "prompts", "schemas", "plan", "fairshare",
-     "rights", "limits", "lengths"},
+     "rights", "limits", "lengths", "affinity"},
     {"starcoder", "database", "migrations"},
     {"tokens", "tenants", "limitstore", "ledger", "weights", "logs", "tracing", "engines"},
     {"answers", "jobs"},
@@ -33,7 +33,8 @@ WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker", "opened"]
                     "machine", "child", "closed", "report", "questions", "local_model", "answers_file", "engine_run",
                     "batch_run", "static_run", "dataset_run", "model", "batch", "compare", "batch_command", "trace",
                     "bare_run", "rungs", "peers", "tiny_model", "ladder", "ladder_command", "ledger",
-                    "ledger_command", "arena", "fairness_command", "limits", "limits_command", "command"],
+                    "ledger_command", "arena", "fairness_command", "limits", "limits_command", "affinity",
+                    "affinity_command", "command"],
           "tenants": ["keys", "rows", "tables", "given", "reading", "writing", "acts", "store", "directory",
                       "following", "showing", "importing", "development"],
           "starcoder": ["__init__", "worker", "model", "rank"],
@@ -41,7 +42,7 @@ WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker", "opened"]
                    "admin"],
           "manage": ["opening", "fields", "keys_command", "tenants_command", "admin_command"],
           "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
-                     "tenancy", "deployments", "local"]}  # fmt: skip
+                     "tenancy", "replica_choice", "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {
     "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py", "engines/arguments.py", "starcoder"},
     "starlette": {"wire", "app.py", "admin.py"}, "fastapi": {"wire", "app.py", "admin.py"},

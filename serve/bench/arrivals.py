@@ -41,9 +41,13 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """No arrivals: `users` each send the next request when the last is answered. It hides a slow server's queue."""
+    """No arrivals: `users` each send the next request when the last is answered. It hides a slow server's queue.
+
+    `pause_s`: the mean of what a user waits before each request, exponentially distributed.
+    """
 
     users: int
+    pause_s: float = 0.0
 
 
 Arrivals = Poisson | Gamma | Trace | Closed

@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from serve.bench.affinity_command import affinity
 from serve.bench.batch_command import batch, compare, numbers
 from serve.bench.fairness_command import fairness
 from serve.bench.ladder_command import ladder
@@ -40,6 +41,7 @@ cli.command()(ladder)
 cli.command()(fairness)
 cli.command()(ledger)
 cli.command()(limits)
+cli.command()(affinity)
 
 
 @cli.command()

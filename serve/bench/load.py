@@ -96,10 +96,13 @@ async def _user(
     load: Load, client: Client, draw: random.Random, began: float, for_s: float, most: int | None,
     samples: list[Sample],
 ) -> None:  # fmt: skip
+    assert isinstance(load.arrivals, Closed)
     await asyncio.sleep(max(0.0, began - time.perf_counter()))
-    number = 0
+    number, pause_s = 0, load.arrivals.pause_s
     while time.perf_counter() < began + for_s and number != most:
         number += 1
+        if pause_s:
+            await asyncio.sleep(draw.expovariate(1 / pause_s))
         await _one(client, load.requests(draw), load.tenant, time.perf_counter(), samples)
 
 

@@ -18,11 +18,13 @@ from serve import app as application
 from serve.deploy.handle import Failure, RayEngine
 from serve.deploy.instance import NOT_STARTED
 from serve.deploy.metrics import QueueMetrics, RequestMetrics
+from serve.deploy.replica_choice import affinity
 from serve.deploy.tenancy import Tenancy
 from serve.engines.receipts import Receipts
 from serve.engines.turns import Turns
 from serve.engines.vllm import VllmEngine
 from serve.errors import EngineLost, EngineUnavailable, ServeError
+from serve.jobs import preambles
 from serve.logs import logger, write_line
 from serve.model_settings import Model
 from serve.settings import Settings, SettingsError, Tracing
@@ -169,5 +171,15 @@ def _engine(model: Model, folder: Path, tracing: Tracing) -> Any:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=5,
         ray_actor_options={"num_cpus": engine.cores, "num_gpus": gpus},
+        **_choice(model, folder),
     )(EngineReplica)
     return deployment.bind(model, folder, tracing)
+
+
+def _choice(model: Model, folder: Path) -> dict[str, Any]:
+    """How routers choose among this model's replicas; by default as Ray Serve does, the less loaded of two."""
+    engine = model.engine
+    if engine.replica_choice == "balanced" or engine.replicas == 1:
+        return {}
+    vocabulary, prompts = application.words_of(model, folder)
+    return {"request_router_config": affinity(engine.affinity_blocks, preambles(prompts, vocabulary))}
