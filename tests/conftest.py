@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.books import Books, Open
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Where vLLM puts the sockets to the cores that tests start in this process; it leaves them behind.
@@ -88,3 +93,19 @@ def starcoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.transformer.wte.weight[0] = 0  # the end token: an answer goes on until max_tokens
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def opened(words_folder: Path, tmp_path: Path) -> Iterator[Open]:
+    """Opens doors with accounts; one after the other on the same ledger, as a router that starts again does."""
+    from tests.books import PRICED, Books
+
+    made: list[Books] = []
+
+    def open_books(settings: Mapping[str, Any] = PRICED, **rows: Any) -> Books:
+        made.append(Books(words_folder, tmp_path, settings, **rows))
+        return made[-1]
+
+    yield open_books
+    for books in made:
+        books.close()

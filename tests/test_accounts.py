@@ -3,87 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import sqlalchemy as sa
 
-from serve.accounts import Accounts
-from serve.database import migrate, open_database
 from serve.engines.turns import Turns
-from serve.ledger.ledger import Ledger
-from serve.ledger.usage import Spent, rows, spent, usage
-from serve.limitstore.memory import MemoryLimitStore
 from serve.model_settings import Queue
-from serve.words import Ceilings, Level, Limits, Tenant
-from tests.door import FORMS, SETTINGS, Door, chunks
-
-PRICED = {"models": [{**SETTINGS["models"][0], "price": {"prompt": 1, "cached_prompt": "0.5", "output": 2}}]}
-LONG = {"max_tokens": 200, "stream": True}
-EVER = (0.0, 1e12)
-
-
-class Books:
-    """A door with accounts, and its ledger in SQLite."""
-
-    def __init__(self, words_folder: Path, folder: Path, settings: Mapping[str, Any], **rows: Any) -> None:
-        self.database = open_database(f"sqlite:///{folder}/starserve.db")
-        migrate(self.database)
-        self.ledger = Ledger(folder / "journal", "router-0", self.database, print)
-        self.ledger.start()
-        self.accounts = Accounts(MemoryLimitStore(), self.ledger, self._spent)
-        self.door = Door(words_folder, settings, self.accounts, partial(usage, self.database), **rows)
-
-    async def _spent(self, tenant: Tenant, level: Level) -> Spent:
-        return await asyncio.to_thread(spent, self.database, tenant, level, time.time())
-
-    async def rows(self) -> list[dict[str, Any]]:
-        """Everything so far, in order."""
-        await self.accounts.quiet()
-        assert await asyncio.to_thread(self.ledger.flush, 10)
-        return list(rows(self.database, *EVER))
-
-    async def leave(self, after: int, **changes: Any) -> None:
-        """Ask for a long answer, and go away after so many tokens."""
-        body = {"model": "tiny", **FORMS["/v1/completions"], **LONG, **changes}
-        before = set(self.door.counting._kept)
-        self.door.engine.tpot_s = 0.005
-        asked = asyncio.create_task(self.door.client.post("/v1/completions", json=body))
-        async with asyncio.timeout(5):
-            while self._made_besides(before) < after:  # noqa: ASYNC110 - the engine tells nobody
-                await asyncio.sleep(0.001)
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
-
-    def _made_besides(self, before: set[str]) -> int:
-        kept = self.door.counting._kept
-        return sum(counted.usage.completion_tokens for job_id, counted in kept.items() if job_id not in before)
-
-    def close(self) -> None:
-        self.ledger.stop()
-        self.database.dispose()
-
-
-Open = Callable[..., Books]
-
-
-@pytest.fixture
-def opened(words_folder: Path, tmp_path: Path) -> Iterator[Open]:
-    made = list[Books]()
-
-    def open_books(settings: Mapping[str, Any] = PRICED, **rows: Any) -> Books:
-        made.append(Books(words_folder, tmp_path, settings, **rows))
-        return made[-1]
-
-    yield open_books
-    for books in made:
-        books.close()
+from serve.words import Ceilings, Limits
+from tests.books import Open
+from tests.door import chunks
 
 
 async def test_every_way_to_end_leaves_one_row_with_what_the_engine_made(opened: Open) -> None:
@@ -245,45 +175,6 @@ async def test_a_key_opens_only_its_scopes(opened: Open) -> None:
     refused = await books.door.post("/v1/completions")
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
     assert (await books.door.client.get("/v1/usage")).status_code == 200
-
-
-@asynccontextmanager
-async def asked(books: Books) -> AsyncIterator[httpx.AsyncClient]:
-    for _ in range(3):
-        await books.door.post("/v1/completions")
-    await books.door.post("/v1/completions", model="tiny", n=99)
-    await books.rows()
-    yield books.door.client
-
-
-async def test_a_tenant_sees_its_own_usage_by_day_model_and_key(opened: Open) -> None:
-    books = opened()
-    async with asked(books) as client:
-        (group,) = [g for g in (await client.get("/v1/usage")).json()["data"] if g["model"]]
-        assert (group["requests"], group["output_tokens"]) == ({"done": 3}, 24)
-        assert group["cost_millionths"] == group["prompt_tokens"] + 2 * 24
-        whole = (await client.get("/v1/usage", params={"by": "day", "limit": 1})).json()
-        assert (whole["currency"], whole["has_more"]) == ("USD", False)
-        assert whole["data"][0]["requests"] == {"done": 3, "refused": 1}
-        pages, cursor = list[Any](), None
-        while cursor is not None or not pages:
-            query: dict[str, str] = {"by": "model", "limit": "1"} | ({"cursor": cursor} if cursor else {})
-            page = (await client.get("/v1/usage", params=query)).json()
-            pages, cursor = pages + page["data"], page["next_cursor"]
-        assert [g["model"] for g in pages] == ["", "tiny"]
-
-
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ({"since": "yesterday"}, "since"), ({"since": "2026-01-02", "until": "2026-01-01"}, "since"),
-        ({"since": "1990-01-01"}, "since"), ({"by": "tenant"}, "by"), ({"limit": "0"}, "limit"),
-        ({"cursor": "x"}, "cursor"), ({"tenant": "other"}, "tenant"),
-    ],
-)  # fmt: skip
-async def test_a_wrong_question_about_usage_names_its_field(opened: Open, query: dict[str, str], field: str) -> None:
-    answer = await opened().door.client.get("/v1/usage", params=query)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
 async def test_no_prompt_and_no_key_is_in_the_ledger_or_its_journal(opened: Open, tmp_path: Path) -> None:
