@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import httpx
@@ -169,11 +170,7 @@ def test_a_tenant_reads_its_own_usage_and_nobody_elses(deployment: Deployment, k
 
 def test_rows_of_a_killed_router_close_with_what_the_engines_made(deployment: Deployment, keys: dict[str, str]) -> None:
     before = {row["request_id"] for row in deployment.settled()}
-    with ThreadPoolExecutor(6) as pool:
-        for _ in range(6):
-            pool.submit(broken_off, deployment, keys["heavy"])
-        wait_for(lambda: deployment.probe.running() >= 6, within_s=30)
-        time.sleep(0.5)
+    with broken_streams(deployment, keys["heavy"], 6):
         for router in deployment.stack.named("ray::ServeReplica:tested:router"):
             router.kill()
     wait_for(lambda: ask(deployment, keys["light"]).status_code == 200, within_s=60)
@@ -186,11 +183,7 @@ def test_rows_of_a_killed_router_close_with_what_the_engines_made(deployment: De
 
 def test_rows_of_a_killed_engine_have_what_the_routers_received(deployment: Deployment, keys: dict[str, str]) -> None:
     before = {row["request_id"] for row in deployment.settled()}
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(4):
-            pool.submit(broken_off, deployment, keys["heavy"])
-        wait_for(lambda: deployment.probe.running() >= 4, within_s=30)
-        time.sleep(0.5)
+    with broken_streams(deployment, keys["heavy"], 4):
         for engine in deployment.stack.named("ray::ServeReplica:tested:engine-tiny"):
             engine.kill()
     wait_for(lambda: ask(deployment, keys["light"]).status_code == 200, within_s=120)
@@ -214,11 +207,27 @@ def leave_streams(deployment: Deployment, key: str, streams: int) -> None:
         list(pool.map(leave, range(streams)))
 
 
-def broken_off(deployment: Deployment, key: str) -> None:
-    """A long answer whose server dies."""
-    with suppress(httpx.HTTPError), long_stream(deployment, key) as answer:
-        for _ in answer.iter_lines():
-            pass
+@contextmanager
+def broken_streams(deployment: Deployment, key: str, streams: int) -> Iterator[None]:
+    """Long answers, each of which has begun; their server may die now."""
+    begun, told = Semaphore(0), list[str]()
+
+    def read(_: int) -> None:
+        try:
+            with long_stream(deployment, key) as answer:
+                told.append(str(answer.status_code))
+                for number, _ in enumerate(answer.iter_lines()):
+                    if number == 20:
+                        begun.release()
+        except httpx.HTTPError as e:
+            told.append(type(e).__name__)
+
+    with ThreadPoolExecutor(streams) as pool:
+        reading = [pool.submit(read, i) for i in range(streams)]
+        for _ in range(streams):
+            assert begun.acquire(timeout=30), (told, deployment.stack.logged()[-2000:])
+        assert not any(one.done() for one in reading), (told, deployment.stack.logged()[-2000:])
+        yield
 
 
 def long_stream(deployment: Deployment, key: str) -> AbstractContextManager[httpx.Response]:
