@@ -212,7 +212,7 @@ def broken_streams(deployment: Deployment, key: str, streams: int) -> Iterator[N
     """Long answers, each of which has begun; their server may die now."""
     begun, told = Semaphore(0), list[str]()
 
-    def read(_: int) -> None:
+    def read() -> None:
         try:
             with long_stream(deployment, key) as answer:
                 told.append(str(answer.status_code))
@@ -223,7 +223,7 @@ def broken_streams(deployment: Deployment, key: str, streams: int) -> Iterator[N
             told.append(type(e).__name__)
 
     with ThreadPoolExecutor(streams) as pool:
-        reading = [pool.submit(read, i) for i in range(streams)]
+        reading = [pool.submit(read) for _ in range(streams)]
         for _ in range(streams):
             assert begun.acquire(timeout=30), (told, deployment.stack.logged()[-2000:])
         assert not any(one.done() for one in reading), (told, deployment.stack.logged()[-2000:])
