@@ -108,7 +108,8 @@ class Corridor:
         events = served.engine.generate(job)
         if not ask.echo or prompt is None:
             return events
-        text = prompt if isinstance(prompt, str) else await self._tokenizers.run(served.vocabulary.decode, prompt)
+        run, whose = self._tokenizers.run, job.share.tenant_id
+        text = prompt if isinstance(prompt, str) else await run(whose, served.vocabulary.decode, prompt)
         return echoed(events, text, ask.sampling.n, answer=ask.sampling.max_tokens != 0)
 
 

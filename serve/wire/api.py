@@ -91,7 +91,7 @@ class Api:
                 record.tenant_id, record.key_id = tenant.tenant_id, tenant.key_id
                 record.organisation_id = tenant.organisation_id
                 check_scope(tenant, "generate")
-                ask = await self._ask(form, request)
+                ask = await self._ask(form, request, tenant)
                 served = self._corridor.find(ask.model, tenant)
             except ServeError as e:
                 self._corridor.refuse(record, e)
@@ -115,11 +115,12 @@ class Api:
 
         return generate
 
-    async def _ask(self, form: Form, request: Request) -> Ask:
+    async def _ask(self, form: Form, request: Request, tenant: Tenant) -> Ask:
         body, model = await _body(request, self._caps), request.path_params.get("model_id")
         if len(body) <= _SMALL_BODY:
             return parse(form, body, self._caps, model)
-        return await self._pool.run(parse, form, body, self._caps, model)  # tens of milliseconds: not on the event loop
+        # Tens of milliseconds: not on the event loop.
+        return await self._pool.run(tenant.tenant_id, parse, form, body, self._caps, model)
 
     def tenant(self, request: Request) -> Tenant:
         given = request.headers.getlist("authorization")
