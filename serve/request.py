@@ -48,6 +48,10 @@ class Corridor:
     def refuse(self, record: Record, error: ServeError) -> None:
         """Record a request that came no further than the door."""
         record.outcome, record.code = error.outcome, error.code
+        self.left(record)
+
+    def left(self, record: Record) -> None:
+        """Record a request whose client left before it was whole."""
         self.accounts.books.ended(record)
         self._observe(record)
 

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from serve.answers import collect
 from serve.errors import (
@@ -96,6 +97,9 @@ class Api:
             except ServeError as e:
                 self._corridor.refuse(record, e)
                 raise
+            except ClientDisconnect:  # in the middle of its body
+                self._corridor.left(record)
+                return Response(status_code=499)
             reply = Reply(ask, record.request_id, served.vocabulary.spell)
             traceparent = request.headers.get("traceparent")
             headers = {**_MACHINE_GENERATED, **(_TOOLS_IGNORED if ask.tools_ignored else {})}
@@ -180,7 +184,11 @@ def install_errors(app: FastAPI) -> None:
     async def any_error(request: Request, error: Exception) -> Response:
         return await serve_error(request, InternalError("something went wrong in the server"))
 
+    async def left(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it, and a client that leaves is no error of ours
+
     app.add_exception_handler(ServeError, serve_error)
+    app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, any_error)
 
