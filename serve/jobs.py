@@ -59,7 +59,7 @@ class JobMaker:
         check_sampling(tenant, ask)
         ask = _profiled(ask, served)
         sampling, jobs = _with_defaults(ask.sampling, served), list[Job]()
-        for ids, rendered in await self._prompts(ask, served):
+        for ids, rendered in await self._prompts(ask, tenant, served):
             if not ids:
                 raise BadRequest(f"{_FIELD[ask.form]} is empty", _FIELD[ask.form])
             check_prompt(tenant, len(ids), _FIELD[ask.form])
@@ -74,7 +74,7 @@ class JobMaker:
             jobs.append(Job(job_id, ids, sampled, tenant.cache_salt, traceparent, served.adapter, share))
         return jobs
 
-    async def _prompts(self, ask: Ask, served: Served) -> list[tuple[tuple[int, ...], Rendered | None]]:
+    async def _prompts(self, ask: Ask, tenant: Tenant, served: Served) -> list[tuple[tuple[int, ...], Rendered | None]]:
         """Token ids of each prompt, and what it was rendered to unless it came as ids."""
         texts: list[Rendered | tuple[int, ...]] = [served.prompts.infill(infill) for infill in ask.infills]
         if ask.form in ("chat", "instruct"):
@@ -89,7 +89,8 @@ class JobMaker:
                 _check_ids(text, served, "prompt")
                 prompts.append((text, None))
             else:
-                prompts.append((await self._tokenizers.run(served.vocabulary.encode, text, room), text))
+                encode = served.vocabulary.encode
+                prompts.append((await self._tokenizers.run(tenant.tenant_id, encode, text, room), text))
         return prompts
 
 

@@ -48,6 +48,10 @@ class Corridor:
     def refuse(self, record: Record, error: ServeError) -> None:
         """Record a request that came no further than the door."""
         record.outcome, record.code = error.outcome, error.code
+        self.left(record)
+
+    def left(self, record: Record) -> None:
+        """Record a request whose client left before it was whole."""
         self.accounts.books.ended(record)
         self._observe(record)
 
@@ -108,7 +112,8 @@ class Corridor:
         events = served.engine.generate(job)
         if not ask.echo or prompt is None:
             return events
-        text = prompt if isinstance(prompt, str) else await self._tokenizers.run(served.vocabulary.decode, prompt)
+        run, whose = self._tokenizers.run, job.share.tenant_id
+        text = prompt if isinstance(prompt, str) else await run(whose, served.vocabulary.decode, prompt)
         return echoed(events, text, ask.sampling.n, answer=ask.sampling.max_tokens != 0)
 
 

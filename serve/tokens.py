@@ -11,6 +11,8 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -97,13 +99,52 @@ class Vocabulary:
 
 
 class TokenizerPool:
-    """Work on text, off the event loop; at most `threads` pieces at a time."""
+    """Work on text, off the event loop; at most `threads` pieces at a time, and of one tenant fewer.
+
+    A long text takes seconds, and whether it will be refused is known only afterwards. So nobody ever holds the last
+    thread of several, also not by leaving: a piece that has begun keeps its place until it is done.
+    """
 
     def __init__(self, threads: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
+        self._each = max(1, threads - 1)
+        self._lines = dict[str, _Line]()
 
-    async def run(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *arguments, **named))
+    async def run(self, tenant_id: str, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        if (line := self._lines.get(tenant_id)) is None:
+            line = self._lines[tenant_id] = _Line(asyncio.Semaphore(self._each))
+        line.pieces += 1
+        try:
+            await line.places.acquire()
+        except BaseException:
+            self._leave(tenant_id, line)
+            raise
+        piece = self._threads.submit(partial(work, *arguments, **named))
+
+        def done() -> None:
+            line.places.release()
+            self._leave(tenant_id, line)
+
+        def tell(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(done)
+
+        piece.add_done_callback(tell)
+        return await asyncio.wrap_future(piece)
+
+    def _leave(self, tenant_id: str, line: _Line) -> None:
+        line.pieces -= 1
+        if not line.pieces:
+            del self._lines[tenant_id]
+
+
+@dataclass(slots=True)
+class _Line:
+    """One tenant's pieces, waiting and in work."""
+
+    places: asyncio.Semaphore
+    pieces: int = 0
 
 
 def _byte_level(tokenizer: Tokenizer) -> dict[str, int]:

@@ -42,6 +42,8 @@ class MemoryLimitStore:
     async def reserve(self, hold_id: str, tenant: Tenant, need: Need) -> Hold:
         now_us = self._clock_us()
         self._sweep(now_us)
+        if not tenant.limits:  # nothing is counted, so nothing is remembered
+            return Hold(hold_id, tenant, need, need.output_tokens)
         if hold_id in self._settled:
             raise ValueError("a settled hold cannot be reserved again")
         levels = self._levels(tenant, now_us)
@@ -74,6 +76,9 @@ class MemoryLimitStore:
         now_us, tokens = self._clock_us(), hold.need.prompt_tokens + output_tokens
         if hold.hold_id in self._settled:
             return True
+        if not hold.tenant.limits:
+            hold.output_tokens = output_tokens
+            return True
         levels = self._levels(hold.tenant, now_us)
         if not all(book.may_grow(hold.hold_id, limits, tokens, cost) for limits, book in levels):
             return False
@@ -87,7 +92,7 @@ class MemoryLimitStore:
 
     async def settle(self, hold: Hold, used: Used) -> None:
         now_us = self._clock_us()
-        if hold.hold_id in self._settled:
+        if hold.hold_id in self._settled or not hold.tenant.limits:
             return
         record = self._records.pop(hold.hold_id, None) or _Record(0, 0, 0)
         for limits, book in self._levels(hold.tenant, now_us):

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from serve.answers import collect
 from serve.errors import (
@@ -91,11 +92,14 @@ class Api:
                 record.tenant_id, record.key_id = tenant.tenant_id, tenant.key_id
                 record.organisation_id = tenant.organisation_id
                 check_scope(tenant, "generate")
-                ask = await self._ask(form, request)
+                ask = await self._ask(form, request, tenant)
                 served = self._corridor.find(ask.model, tenant)
             except ServeError as e:
                 self._corridor.refuse(record, e)
                 raise
+            except ClientDisconnect:  # in the middle of its body
+                self._corridor.left(record)
+                return Response(status_code=499)
             reply = Reply(ask, record.request_id, served.vocabulary.spell)
             traceparent = request.headers.get("traceparent")
             headers = {**_MACHINE_GENERATED, **(_TOOLS_IGNORED if ask.tools_ignored else {})}
@@ -115,11 +119,12 @@ class Api:
 
         return generate
 
-    async def _ask(self, form: Form, request: Request) -> Ask:
+    async def _ask(self, form: Form, request: Request, tenant: Tenant) -> Ask:
         body, model = await _body(request, self._caps), request.path_params.get("model_id")
         if len(body) <= _SMALL_BODY:
             return parse(form, body, self._caps, model)
-        return await self._pool.run(parse, form, body, self._caps, model)  # tens of milliseconds: not on the event loop
+        # Tens of milliseconds: not on the event loop.
+        return await self._pool.run(tenant.tenant_id, parse, form, body, self._caps, model)
 
     def tenant(self, request: Request) -> Tenant:
         given = request.headers.getlist("authorization")
@@ -179,7 +184,11 @@ def install_errors(app: FastAPI) -> None:
     async def any_error(request: Request, error: Exception) -> Response:
         return await serve_error(request, InternalError("something went wrong in the server"))
 
+    async def left(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it, and a client that leaves is no error of ours
+
     app.add_exception_handler(ServeError, serve_error)
+    app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, any_error)
 

@@ -83,7 +83,9 @@ async def test_whoever_leaves_at_any_turn_pays_for_what_was_made_and_holds_nothi
     assert {book.account.day_tokens for book in town.store._books.values()} == {spent}
 
 
-async def test_a_storm_of_leavers_over_real_connections_leaves_nothing_behind(town: Town) -> None:
+async def test_a_storm_of_leavers_over_real_connections_leaves_nothing_behind(
+    town: Town, capfd: pytest.CaptureFixture[str]
+) -> None:
     town.engine.ttft_s, town.engine.tpot_s = 0.002, 0.002
     body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 300, "stream": True, "n": 2, "temperature": 1})
     headers = [("Authorization", f"Bearer {town.mallory}"), ("Content-Length", str(len(body)))]
@@ -105,7 +107,11 @@ async def test_a_storm_of_leavers_over_real_connections_leaves_nothing_behind(to
     assert set(sizes.values()) == {0}
     found = await town.ledger_rows()
     assert found
-    assert {row["outcome"] for row in found} == {"cancelled"}
+    # On a slow machine the queue may tell that what waits already would wait too long.
+    assert {(row["outcome"], row["code"]) for row in found} - {("refused", "queue_full")} == {("cancelled", "")}
+    assert len(found) + town.ledger.counters().counted_refusals == len(town.records)
+    assert len(town.records) > 80  # those that left before their head was read are nobody's
+    assert "Traceback" not in "".join(capfd.readouterr())
     assert (await town.ask(town.alice)).status_code == 200
 
 

@@ -57,3 +57,14 @@ async def test_ten_thousand_tenants_with_a_request_each_would_fit_into_forty_meg
         assert tracemalloc.get_traced_memory()[0] / len(people) < 4000
     finally:
         tracemalloc.stop()
+
+
+async def test_of_whoever_has_no_limits_nothing_is_remembered(clock: Clock) -> None:
+    store = MemoryLimitStore(clock_us=clock)
+    for i in range(100):
+        hold = await store.reserve(f"{i}", tenant("free"), need())
+        await store.started(hold)
+        assert await store.grow(hold, 500, 7)
+        assert hold.output_tokens == 500
+        await store.settle(hold, Used(7))
+    assert (len(store), len(store._records), len(store._settled)) == (0, 0, 0)
