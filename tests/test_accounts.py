@@ -34,6 +34,7 @@ async def test_every_way_to_end_leaves_one_row_with_what_the_engine_made(opened:
     assert [(row["output_tokens"], row["jobs"]) for row in found[:4]] == made
     assert found[4]["output_tokens"] >= 5
     assert (found[5]["output_tokens"], found[6]["output_tokens"]) == (3, 0)
+    assert found[6]["cost"] == found[6]["prompt_tokens"] == 0  # nobody read it
     of_engine = await door.counting.counted([f"{row['request_id']}-{i}" for row in found for i in range(2)])
     assert sum(c.usage.completion_tokens for c in of_engine.values()) == sum(row["output_tokens"] for row in found)
     assert {row["tenant_id"] for row in found} == {"development"}

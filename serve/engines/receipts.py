@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from serve.engines.base import Engine
+from serve.errors import EngineUnavailable
 from serve.words import Counted, Event, Job, Usage
 
 MOST = 100_000  # jobs remembered; beyond that the oldest is forgotten, and nobody can know it any more
@@ -33,6 +34,10 @@ class Receipts:
                 async for event in events:
                     self._note(job.job_id, event)
                     yield event
+        except EngineUnavailable:
+            if (known := self._kept.get(job.job_id)) is not None:  # it was dead before it read the prompt
+                self._kept[job.job_id] = known._replace(begun=False)
+            raise
         finally:
             if (known := self._kept.get(job.job_id)) is not None:
                 self._kept[job.job_id] = known._replace(finished=True)
