@@ -70,7 +70,7 @@ class Queue(Frozen):
     reserve: int = Field(0, ge=0, description="Sequences beyond max_num_seqs, kept free for band interactive.")
     tenant_jobs: int = Field(1024, ge=1, description="Most jobs of one tenant that may wait for one engine.")
     jobs: int = Field(8192, ge=1, description="Most jobs that may wait for one engine.")
-    wait_s: float = Field(60, gt=0, description="Longest wait for a turn; what is expected to wait longer is refused.")
+    wait_s: float = Field(300, gt=0, description="Longest wait for a turn; what is expected to wait longer is refused.")
 
 
 class Engine(Frozen):
