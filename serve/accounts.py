@@ -21,6 +21,7 @@ from serve.limitstore.base import Hold, LimitStore
 from serve.words import Ask, Counted, Job, Level, Record, Tenant
 
 _ASKED_AGAIN_S = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # until an engine has stopped what was cancelled
+_RESTORED_AGAIN_S = (0.0, 0.5, 5.0, 30.0, 300.0)
 _FORGOTTEN_EVERY_S = 2.0
 _LAST_TOKENS = 8
 
@@ -142,7 +143,11 @@ class Accounts:
 
     async def _restore(self, hold: Hold, spent: Spent) -> None:
         for level in hold.unknown:
-            await self.limits.restore(hold, level, *await spent(hold.tenant, level))
+            for pause_s in _RESTORED_AGAIN_S:
+                await asyncio.sleep(pause_s)
+                with suppress(Exception):  # the database may be away for a while
+                    await self.limits.restore(hold, level, *await spent(hold.tenant, level))
+                    break
 
     def do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """In the background: no client waits for it."""

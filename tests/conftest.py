@@ -52,7 +52,9 @@ def write_tokenizer(folder: Path) -> int:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    words = Path(__file__).read_text() + "### Instruction:\n### Response:\n### Input:\nBelow is an instruction"
+    # Of its own file: with another text it were another tokenizer, and the random model would answer differently.
+    corpus = (Path(__file__).parent / "corpus.txt").read_text()
+    words = f"{corpus}### Instruction:\n### Response:\n### Input:\nBelow is an instruction"
     tokenizer.train_from_iterator([words], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     described = {

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from serve.engines.turns import Turns
 from serve.model_settings import Queue
-from serve.words import Ceilings, Limits
+from serve.words import Ceilings, Level, Limits, Tenant
 from tests.books import Open
 from tests.door import chunks
 
@@ -148,6 +148,24 @@ async def test_a_restart_does_not_forget_what_was_used(opened: Open, level: str)
     answer = await after.door.post("/v1/completions", prompt=list(range(300, 340)), max_tokens=20)
     assert used >= 60
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
+async def test_counters_are_restored_also_when_the_database_was_away_at_first(opened: Open) -> None:
+    books = opened(tenant={"limits": Limits(tokens_per_day=100)})
+    asked = 0
+
+    async def spent(_: Tenant, __: Level) -> tuple[int, int]:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise OSError
+        return 95, 0
+
+    books.accounts._spent = spent
+    await books.door.post("/v1/completions", max_tokens=1)
+    await books.accounts.quiet()
+    answer = await books.door.post("/v1/completions")
+    assert (asked, answer.status_code, answer.json()["error"]["code"]) == (2, 429, "insufficient_quota")
 
 
 async def test_what_a_request_may_ask_for_is_bounded_by_its_tenant(opened: Open) -> None:
