@@ -211,6 +211,8 @@ def leave_streams(deployment: Deployment, key: str, streams: int) -> None:
 def broken_streams(deployment: Deployment, key: str, streams: int) -> Iterator[None]:
     """Long answers, each of which has begun; their server may die now."""
     begun, told = Semaphore(0), list[str]()
+    # HAProxy takes a router that is slow to answer it, as on a busy machine, for dead for a while.
+    wait_for(lambda: ask(deployment, key, max_tokens=1).status_code == 200, within_s=60)
 
     def read() -> None:
         try:
