@@ -37,7 +37,7 @@ class Arm:
 
     def settings(self, given: Settings) -> Settings:
         (model,) = given.models
-        queue = model.engine.queue.model_copy(update={"policy": self.policy, "reserve": self.reserve, "wait_s": 3600.0})
+        queue = model.engine.queue.model_copy(update={"policy": self.policy, "reserve": self.reserve, "wait_s": 600.0})
         engine = model.engine.model_copy(update={"queue": queue, "replicas": self.engines})
         router = given.router.model_copy(update={"replicas": self.routers})
         return given.model_copy(update={"models": (model.model_copy(update={"engine": engine}),), "router": router})

@@ -29,7 +29,7 @@ def fairness(
     weights: Annotated[str, typer.Option(help="Weights of the heavy tenant, the light one having 1.")] = "1,3",
     routers: Annotated[str, typer.Option(help="Numbers of routers; with 2 each tenant has one for itself.")] = "1",
     engines: Annotated[str, typer.Option(help="Numbers of engines.")] = "1",
-    seconds: Annotated[float, typer.Option(min=5, help="Length of each run for shares.")] = 40,
+    seconds: Annotated[float, typer.Option(min=5, help="Of each run for shares: several long answers.")] = 80,
     requests: Annotated[int, typer.Option(min=0, help="Of the light tenant beside a flood; 0 leaves that out.")] = 100,
     most: Annotated[float, typer.Option(min=10, help="Seconds that the light tenant may take for them.")] = 600,
     tiny: Annotated[bool, typer.Option("--tiny", help="A tiny random model of the same architecture.")] = False,
