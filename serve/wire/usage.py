@@ -80,7 +80,8 @@ async def _page(
 
 def _group(row: Any) -> dict[str, Any]:
     told = {name: value for name, value in asdict(row).items() if value is not None}
-    return {"object": "usage", **told, "cost_millionths": told.pop("cost")}
+    cost = told.pop("cost")
+    return {"object": "usage", **told, "cost_millionths": cost}
 
 
 def _moment(query: Mapping[str, str], name: str, default: float) -> float:

@@ -26,6 +26,7 @@ async def test_a_tenant_sees_its_own_usage_by_day_model_and_key(opened: Open) ->
     async with asked(books) as client:
         (group,) = [g for g in (await client.get("/v1/usage")).json()["data"] if g["model"]]
         assert (group["requests"], group["output_tokens"]) == ({"done": 3}, 24)
+        assert "cost" not in group  # a number says its unit
         assert group["cost_millionths"] == group["prompt_tokens"] + 2 * 24
         whole = (await client.get("/v1/usage", params={"by": "day", "limit": 1})).json()
         assert (whole["currency"], whole["has_more"]) == ("USD", False)
