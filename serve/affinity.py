@@ -1,4 +1,5 @@
-"""Which replica of a model a job goes to, so that turns of a conversation find their cache. Pure: loads are given.
+"""Which replica of a model a job goes to: balanced, or where turns of a conversation find their cache. Pure: loads are
+given.
 
 A job's key is made of its tenant, its adapter and the first blocks of its prompt. What a conversation adds comes at its
 end, so its turns share their key; prefix caches are the tenant's alone, so tenants never do. By rendezvous hashing
@@ -7,6 +8,9 @@ those of one that leaves are spread over the rest. Nobody else's move.
 
 The job goes to the first replica of its order whose load is within the bound (after Mirrokni et al., "Consistent
 Hashing with Bounded Loads", SODA 2018): a key that everybody asks for spills to its next replica, and makes none hot.
+
+A job without a key goes where its tenant has least, within the same bound. Fair turns are taken in each replica by
+itself: a tenant whose few jobs meet in one of them would get its share of that one alone.
 """
 
 from __future__ import annotations
@@ -46,11 +50,19 @@ def order_of(key: bytes, replicas: Iterable[str]) -> list[str]:
 
 def ranked(key: bytes, loads: Mapping[str, int]) -> list[str]:
     """The replicas in the order in which they should be tried. `loads`: requests of each, waiting or at work."""
-    if not loads:
-        return []
-    most = BOUND * sum(loads.values()) / len(loads) + SLACK
+    most = _most(loads)
     # Stable: within the bound, and above it, the key's own order holds. The least loaded is always within.
     return sorted(order_of(key, loads), key=lambda name: loads[name] > most)
+
+
+def balanced(loads: Mapping[str, int], own: Mapping[str, int]) -> list[str]:
+    """The same for a job without a key. `own`: of its tenant, 0 where there is none. Ties keep the order of `loads`."""
+    most = _most(loads)
+    return sorted(loads, key=lambda name: (loads[name] > most, own.get(name, 0), loads[name]))
+
+
+def _most(loads: Mapping[str, int]) -> float:
+    return BOUND * sum(loads.values()) / max(1, len(loads)) + SLACK
 
 
 def common_start(prompts: Sequence[Ids]) -> tuple[int, ...]:

@@ -40,6 +40,7 @@ class Claim(NamedTuple):
     band: Band
     prompt_tokens: int
     sequences: int = 1  # places in the engine's batch
+    asked_s: float = 0.0  # when it came; within a tenant, and for `fcfs`, the older goes first
 
 
 class Policy(Protocol):
@@ -101,7 +102,7 @@ class FairShare:
             lowest = self._lowest(queue)
             line.served = max(line.served, (lowest or queue.last).served)
             self._offer(queue, claim.tenant, line)
-        line.claims.append(claim)
+        _insert(line.claims, claim)
         queue.waiting += 1
         self._waiting[claim.job_id] = claim
 
@@ -195,23 +196,38 @@ class FairShare:
             del queue.lines[tenant]
 
 
+def _insert(claims: deque[Claim], claim: Claim) -> None:
+    """Nearly always at the end: only one that waited elsewhere before is older than those that are here."""
+    place = len(claims)
+    while place and claims[place - 1].asked_s > claim.asked_s:
+        place -= 1
+    claims.insert(place, claim)
+
+
 class FirstCome:
     """Policy `fcfs`: in order of arrival, whoever asks."""
 
     def __init__(self) -> None:
-        self._waiting = dict[str, Claim]()  # keeps the order of arrival
+        self._claims = deque[Claim]()
+        self._waiting = dict[str, Claim]()
 
     def push(self, claim: Claim) -> None:
+        _insert(self._claims, claim)
         self._waiting[claim.job_id] = claim
 
     def pop(self, room: int, bands: tuple[Band, ...] = BANDS) -> Claim | None:
-        claim = next((c for c in self._waiting.values() if c.band in bands), None)
+        claim = next((c for c in self._claims if c.band in bands), None)
         if claim is None or claim.sequences > room:
             return None
-        return self._waiting.pop(claim.job_id)
+        self.drop(claim.job_id)
+        return claim
 
     def drop(self, job_id: str) -> bool:
-        return self._waiting.pop(job_id, None) is not None
+        claim = self._waiting.pop(job_id, None)
+        if claim is None:
+            return False
+        self._claims.remove(claim)
+        return True
 
     def cached(self, claim: Claim, tokens: int) -> None:
         pass

@@ -91,7 +91,7 @@ class Engine(Frozen):
         20, ge=0, le=1000, description="Most milliseconds that tokens wait to share a message under load; 0 is never."
     )
     replica_choice: Literal["balanced", "affinity"] = Field(
-        "balanced", description="affinity: turns of a conversation meet in one replica; with one it changes nothing."
+        "balanced", description="balanced: each tenant is spread evenly; affinity: turns of a conversation meet."
     )
     affinity_blocks: int = Field(
         8, ge=1, le=512, description="First blocks of 16 prompt tokens that tell conversations apart, for affinity."

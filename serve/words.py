@@ -186,6 +186,8 @@ class Job:
     traceparent: str | None = None  # W3C trace context of the request
     adapter: str | None = None  # name of a LoRA adapter of the engine's model
     share: Share = field(default=Share())
+    waited_s: float = 0.0  # in lines of replicas that gave it back
+    toward: str | None = None  # the replica that had room for it then
 
 
 class TokenLogprob(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from serve.affinity import BLOCK_TOKENS, BOUND, SLACK, common_start, key_of, order_of, ranked
+from serve.affinity import BLOCK_TOKENS, BOUND, SLACK, balanced, common_start, key_of, order_of, ranked
 from serve.app import words_of
 from serve.jobs import preambles
 from serve.model_settings import Model
@@ -152,6 +152,18 @@ def test_above_the_bound_comes_last_and_nobody_is_left_out() -> None:
     assert ranked(key, dict.fromkeys(NAMES, 5)) == [home, second, *rest]
     assert ranked(key, {**dict.fromkeys(NAMES, 5), home: 50}) == [second, *rest, home]
     assert ranked(key, {}) == []
+
+
+def test_without_a_key_a_tenant_goes_where_it_has_least_then_where_least_is() -> None:
+    loads = {"a": 10, "b": 11, "c": 9}
+    assert balanced(loads, {"a": 1, "b": 0, "c": 2}) == ["b", "a", "c"]
+    assert balanced(loads, {}) == ["c", "a", "b"]
+    assert balanced({"a": 1, "b": 1}, {}) == ["a", "b"]
+    assert balanced({}, {}) == []
+
+
+def test_without_a_key_nobody_goes_above_the_bound_while_another_is_within() -> None:
+    assert balanced({"a": 30, "b": 10}, {"a": 0, "b": 9}) == ["b", "a"]
 
 
 @pytest.mark.parametrize("template", ["alpaca", "technical-assistant", "raw"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ import pytest
 from serve.database import open_database
 from serve.ledger.usage import rows
 from tests.probe import Probe
-from tests.servers import postgres, redis
+from tests.servers import Redis, postgres, redis
 from tests.stack import Stack, tiny_model, wait_for
 
 KNOWN_WITHIN_S = 5.0  # what is promised; about 1 s is usual
@@ -33,11 +34,11 @@ LONG = 1500  # tokens of an answer that goes on for seconds
 class Deployment:
     """A started stack, its ledger, and what its engines made."""
 
-    def __init__(self, stack: Stack, database_url: str, probe: Probe) -> None:
-        self.stack, self.probe = stack, probe
+    def __init__(self, stack: Stack, database_url: str, probe: Probe, limits: Redis | None) -> None:
+        self.stack, self.probe, self.limits = stack, probe, limits
         self.database = open_database(database_url)
-        limits = httpx.Limits(max_connections=None)
-        self.http = httpx.Client(base_url=stack.address, timeout=120, limits=limits)  # threads may share it
+        pool = httpx.Limits(max_connections=None)
+        self.http = httpx.Client(base_url=stack.address, timeout=120, limits=pool)  # threads may share it
 
     def tenants(self, *arguments: str) -> str:
         """`starserve tenants …`, as an administrator runs it."""
@@ -55,6 +56,15 @@ class Deployment:
 
     def rows(self) -> list[dict[str, Any]]:
         return list(rows(self.database, 0, 1e12))
+
+    @contextmanager
+    def locked_ledger(self) -> Iterator[None]:
+        """Somebody else holds the lock that every write of the ledger needs."""
+        with self.database.connect() as holder:
+            postgresql = self.database.dialect.name == "postgresql"
+            holder.exec_driver_sql("LOCK TABLE ledger IN ACCESS EXCLUSIVE MODE" if postgresql else "BEGIN IMMEDIATE")
+            yield
+            holder.rollback()
 
     def settled(self) -> list[dict[str, Any]]:
         """All rows, once none is open and nothing comes any more."""
@@ -74,17 +84,18 @@ def deployment(
 ) -> Iterator[Deployment]:
     """`embedded`: SQLite, limits in memory, one router, one engine. `cluster`: PostgreSQL, Redis, two of each."""
     settings: dict[str, Any] = {"models": [tiny_model(starcoder_folder)]}
+    limits: Redis | None = None
     with ExitStack() as entered:
         if request.param == "cluster":
             database, limits = entered.enter_context(postgres()), entered.enter_context(redis())
             settings = {
                 "models": [tiny_model(starcoder_folder, replicas=2)], "router": {"replicas": 2},
-                "database": {"url": database.url}, "limit_store": {"redis_url": limits.url, "deadline_ms": 2000},
+                "database": {"url": database.url}, "limit_store": {"redis_url": limits.url, "deadline_ms": 1000},
             }  # fmt: skip
         stack = entered.enter_context(Stack(settings, tmp_path_factory.mktemp("cache")))
         stack.start().ready()
         url = settings.get("database", {}).get("url", f"sqlite:///{stack.folder}/starserve.db")
-        opened = Deployment(stack, url, entered.enter_context(Probe(stack, "engine-tiny")))
+        opened = Deployment(stack, url, entered.enter_context(Probe(stack, "engine-tiny")), limits)
         yield opened
         opened.http.close()
         opened.database.dispose()
@@ -97,6 +108,9 @@ def keys(deployment: Deployment) -> dict[str, str]:
         {"id": "heavy", "keys": [{"name": "heavy"}]},
         {"id": "light", "keys": [{"name": "light"}]},
         {"id": "limited", "limits": {"requests_per_minute": 3}, "keys": [{"name": "limited"}]},
+        {"id": "again", "limits": {"requests_per_minute": 3}, "keys": [{"name": "again"}]},
+        {"id": "batch", "band": "batch", "limits": {"concurrent_requests": 9}, "keys": [{"name": "batch"}]},
+        {"id": "counted", "limits": {"concurrent_requests": 9}, "keys": [{"name": "counted"}]},
     ]}]})  # fmt: skip
     last = list(made.values())[-1]
     wait_for(lambda: ask(deployment, last, path="/v1/models").status_code == 200, KNOWN_WITHIN_S)
@@ -168,6 +182,51 @@ def test_a_tenant_reads_its_own_usage_and_nobody_elses(deployment: Deployment, k
     assert sum(group["output_tokens"] for group in told) == sum(row["output_tokens"] for row in mine)
 
 
+@pytest.mark.full
+def test_a_database_that_is_locked_for_30_s_changes_no_ttft_and_loses_nothing(
+    deployment: Deployment, keys: dict[str, str]
+) -> None:
+    before = {row["request_id"] for row in deployment.settled()}
+    usual = [ttft_s(deployment, keys["light"]) for _ in range(20)]
+    locked = list[float]()
+    with deployment.locked_ledger():
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            locked.append(ttft_s(deployment, keys["light"]))
+            time.sleep(0.1)
+        asked = len(usual) + len(locked)
+    assert statistics.median(locked) < 5 * statistics.median(usual)
+    assert max(locked) < 5 * max(usual) + 1  # whoever waited for the database would wait for tens of seconds
+    found = [row for row in deployment.settled() if row["request_id"] not in before]
+    assert [row["outcome"] for row in found] == ["done"] * asked
+    assert sum(row["output_tokens"] for row in found) == 8 * asked
+    print(f"TTFT p50 {statistics.median(usual):.4f} s, locked {statistics.median(locked):.4f} s, {len(locked)} answers")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("deployment", ["cluster"], indirect=True)
+def test_while_redis_is_slow_or_gone_each_band_gets_what_was_chosen_and_limits_hold_again_afterwards(
+    deployment: Deployment, keys: dict[str, str]
+) -> None:
+    limits = deployment.limits
+    assert limits is not None
+    for lose, back in ((limits.pause, limits.go_on), (limits.kill, limits.start)):
+        assert ask(deployment, keys["batch"]).status_code == 200
+        lose()
+        # Counted in the router's own memory; after some lost calls nobody waits for Redis any more.
+        wait_for(lambda: answered_in_s(deployment, keys["counted"]) < 0.5, within_s=30)
+        refused = ask(deployment, keys["batch"])
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "limits_unavailable")
+        assert refused.headers["retry-after"]
+        back()
+        wait_for(lambda: ask(deployment, keys["batch"]).status_code == 200, within_s=30)
+        time.sleep(3)  # the other router looks every second
+    with ThreadPoolExecutor(20) as pool:
+        codes = sorted(answer.status_code for answer in pool.map(lambda _: ask(deployment, keys["again"]), range(20)))
+    assert codes == [200] * 3 + [429] * 17
+    deployment.settled()
+
+
 def test_rows_of_a_killed_router_close_with_what_the_engines_made(deployment: Deployment, keys: dict[str, str]) -> None:
     before = {row["request_id"] for row in deployment.settled()}
     with broken_streams(deployment, keys["heavy"], 6):
@@ -192,6 +251,25 @@ def test_rows_of_a_killed_engine_have_what_the_routers_received(deployment: Depl
     lost = [row for row in found if row["outcome"] == "lost"]
     assert len(lost) == 4
     assert all(row["output_tokens"] == logged[row["request_id"]] > 0 for row in lost)
+
+
+def answered_in_s(deployment: Deployment, key: str) -> float:
+    began = time.monotonic()
+    assert ask(deployment, key).status_code == 200
+    return time.monotonic() - began
+
+
+def ttft_s(deployment: Deployment, key: str) -> float:
+    """Of an answer of 8 tokens, read to its end."""
+    body = {"model": "tiny", "prompt": "def f(x):", "max_tokens": 8, "ignore_eos": True, "stream": True}
+    began = time.monotonic()
+    with deployment.http.stream("POST", "/v1/completions", json=body, headers=bearer(key)) as answer:
+        assert answer.status_code == 200
+        lines = answer.iter_lines()
+        next(lines)
+        first = time.monotonic() - began
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    return first
 
 
 def leave_streams(deployment: Deployment, key: str, streams: int) -> None:

@@ -6,7 +6,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,7 @@ from serve.bench.fairness import Arena, Player
 from serve.bench.rungs import Rung, stack
 from serve.settings import Settings
 from serve.tenants.development import open_store
-from serve.tenants.given import KeyGiven, OrganisationGiven, TenantGiven
-from serve.words import Band
+from serve.tenants.given import KeyGiven, LimitsGiven, OrganisationGiven, TenantGiven
 
 KNOWN_WITHIN_S = 10.0  # until every router knows a new tenant
 
@@ -44,13 +43,11 @@ class Arm:
 
 
 @contextmanager
-def arena(
-    arm: Arm, given: Settings, cache: Path, vocabulary: int, players: Sequence[Player], bands: Mapping[str, Band]
-) -> Iterator[Arena]:
+def arena(arm: Arm, given: Settings, cache: Path, vocabulary: int, players: Sequence[Player]) -> Iterator[Arena]:
     """The arm's stack with a tenant for each player. With two routers, each player has one for itself, in turn."""
     settings = arm.settings(given)
     with stack(settings, cache, arm.name) as rung:
-        keys = _enrol(settings, rung, players, bands)
+        keys = _enrol(settings, rung, players)
         addresses = dict[str, str]()
         if arm.routers > 1:
             routers = _routers(rung, arm.routers)
@@ -60,15 +57,16 @@ def arena(
         yield Arena(settings.models[0].name, vocabulary, keys, rung.address, addresses)
 
 
-def _enrol(settings: Settings, rung: Rung, players: Sequence[Player], bands: Mapping[str, Band]) -> dict[str, str]:
+def _enrol(settings: Settings, rung: Rung, players: Sequence[Player]) -> dict[str, str]:
     store = open_store(settings.database, rung.folder)
     try:
         keys = dict[str, str]()
         with store.acting("bench") as acts:
             acts.create_organisation("bench", OrganisationGiven())
             for player in players:
-                band = bands.get(player.tenant, "standard")
-                acts.create_tenant(player.tenant, "bench", TenantGiven(weight=player.weight, band=band))
+                limits = LimitsGiven(requests_per_minute=player.requests_per_minute)
+                given = TenantGiven(weight=player.weight, band=player.band, limits=limits)
+                acts.create_tenant(player.tenant, "bench", given)
                 keys[player.tenant] = acts.create_key(player.tenant, KeyGiven(name="bench")).secret.reveal()
         return keys
     finally:

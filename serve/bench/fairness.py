@@ -1,8 +1,9 @@
 """`starserve bench fairness`: who gets what of a busy engine, fairly and in order of arrival, on the same stack.
 
-Two questions. Shares: of two tenants that always wait, how much does each get? Neighbours: how long does somebody who
-asks now and then wait beside a flood? Each arm is a deployment of its own, started as its users start it; the same
-load, the same seed.
+Shares: of two tenants that always wait, how much does each get? Crowd: and of a few requests at a time beside many, on
+several engines? Neighbours: how long does somebody who asks now and then wait beside a flood? Refusals: and beside one
+of requests that are refused? Each arm is a deployment of its own, started as its users start it; the same load, the
+same seed.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 from serve.bench.arrivals import Closed
+from serve.bench.child import findings
 from serve.bench.client import Request
 from serve.bench.load import Load, Ran, run
 from serve.bench.service import Window, at_work, least_waiting, output_tokens, service
 from serve.bench.stream import Sample
+from serve.words import Band
 
 FILLING_S = 5.0  # how long a flood fills the engine before somebody comes beside it
 SETTLING = 0.25  # share of a run at its start that does not count
@@ -35,6 +39,8 @@ class Player:
     prompt: int
     output: int
     weight: float = 1.0
+    band: Band = "standard"
+    requests_per_minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +53,15 @@ class Arena:
     address: str
     addresses: Mapping[str, str]
 
+    def request(self, player: Player, draw: random.Random) -> Request:
+        ids = [draw.randrange(1, self.vocabulary) for _ in range(player.prompt)]
+        body = {"model": self.model, "prompt": ids, "max_tokens": player.output, "temperature": 0,
+                "ignore_eos": True, "stream_options": {"continuous_usage_stats": True}}  # fmt: skip
+        return Request("/v1/completions", body)
+
     def load(self, player: Player) -> Load:
         def ask(draw: random.Random) -> Request:
-            ids = [draw.randrange(1, self.vocabulary) for _ in range(player.prompt)]
-            body = {"model": self.model, "prompt": ids, "max_tokens": player.output, "temperature": 0,
-                    "ignore_eos": True, "stream_options": {"continuous_usage_stats": True}}  # fmt: skip
-            return Request("/v1/completions", body)
+            return self.request(player, draw)
 
         key, address = self.keys[player.tenant], self.addresses.get(player.tenant, "")
         return Load(player.tenant, Closed(player.users), ask, key, address)
@@ -80,10 +89,38 @@ def shares(arena: Arena, players: Sequence[Player], for_s: float, seed: int) -> 
     }
 
 
+def crowd(arena: Arena, few: Player, many: Player, for_s: float, seed: int) -> dict[str, Any]:
+    """What a few requests at a time get beside many, and what they get by themselves."""
+    ran = arena.meet([few], for_s / 2, seed)
+    window = _window(ran, for_s / 2)
+    by_itself = service(ran.samples, window) / (window.until_s - window.from_s)
+    told = shares(arena, [few, many], for_s, seed + 1)
+    got, weights = told["share"][few.tenant], told["fair_share"][few.tenant]
+    whole = sum(told["service"].values()) / (for_s * (1 - SETTLING))
+    return {**told, "alone_service_s": by_itself, "due": min(by_itself / whole, weights), "got": got}
+
+
+def beside_refusals(arena: Arena, light: Player, flood: Player, rate_s: float, requests: int, seed: int) -> Any:
+    """The light player by itself, then beside so many requests per second of one who is over its limit."""
+    by_itself = alone(arena, light, requests, seed)
+    request = arena.request(flood, random.Random(seed))
+    for_s = max(10.0, 1.5 * sum(by_itself["e2e_s"]))
+    task = {"address": arena.address, "key": arena.keys[flood.tenant], "path": request.path, "body": request.body,
+            "rate_s": rate_s, "for_s": for_s}  # fmt: skip
+    with ThreadPoolExecutor(1) as pool:
+        flooding = pool.submit(lambda: list(findings("serve.bench.flood", task, "flood")))
+        later = replace(arena.load(light), after_s=2.0)
+        ran = asyncio.run(run(arena.address, [later], for_s - 2.0, seed + 1, most=requests))
+        (told,) = flooding.result()
+    return {"alone": by_itself, "ttft_s": _ttfts(ran.samples), "flood": told, "errors": _errors(ran.samples)}
+
+
 def alone(arena: Arena, light: Player, requests: int, seed: int) -> dict[str, Any]:
     """The light player with the engine to itself."""
     ran = asyncio.run(run(arena.address, [arena.load(light)], 3600, seed, most=requests))
-    return {"ttft_s": _ttfts(ran.samples), "errors": _errors(ran.samples)}
+    return {
+        "ttft_s": _ttfts(ran.samples), "e2e_s": [s.e2e_s for s in ran.samples], "errors": _errors(ran.samples),
+    }  # fmt: skip
 
 
 def neighbours(

@@ -6,6 +6,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 
 from serve.bench.arena import Arm, arena
 from serve.bench.batch_command import numbers, one_model, prepared, print_table, refuse, say
-from serve.bench.fairness import Player, alone, neighbours, quantile, shares
+from serve.bench.fairness import Player, alone, beside_refusals, crowd, neighbours, quantile, shares
 from serve.bench.report import machine_conditions
 from serve.bench.tiny_model import tiny as made_tiny
 from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
@@ -29,9 +30,14 @@ def fairness(
     weights: Annotated[str, typer.Option(help="Weights of the heavy tenant, the light one having 1.")] = "1,3",
     routers: Annotated[str, typer.Option(help="Numbers of routers; with 2 each tenant has one for itself.")] = "1",
     engines: Annotated[str, typer.Option(help="Numbers of engines.")] = "1",
-    seconds: Annotated[float, typer.Option(min=5, help="Of each run for shares: several long answers.")] = 80,
+    seconds: Annotated[float, typer.Option(min=0, help="Of each run for shares, longer than several long answers; 0 "
+                                           "leaves them out.")] = 80,
     requests: Annotated[int, typer.Option(min=0, help="Of the light tenant beside a flood; 0 leaves that out.")] = 100,
     most: Annotated[float, typer.Option(min=10, help="Seconds that the light tenant may take for them.")] = 600,
+    together: Annotated[float, typer.Option("--crowd", min=0, help="Seconds of 8 requests at a time beside 200 on two "
+                                            "engines; 0 leaves that out.")] = 60,
+    flood: Annotated[float, typer.Option(min=0, help="Refused requests per second beside the light tenant; 0 leaves "
+                                         "that out.")] = 2000,
     tiny: Annotated[bool, typer.Option("--tiny", help="A tiny random model of the same architecture.")] = False,
     change: Annotated[list[str] | None, typer.Option("--set", help="engine.cores=1: a field of the model.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
@@ -39,7 +45,8 @@ def fairness(
     """Who gets what of a busy engine: the fair queue beside first come, first served.
 
     Shares: a heavy tenant (many requests, long answers) and a light one that both always wait. Neighbours: a light
-    tenant that asks one request at a time beside a flood of 64 that always wait.
+    tenant that asks one request at a time beside a flood of 64 that always wait, and beside requests that are refused.
+    Crowd: a tenant with 8 requests at a time beside one with 200, on two engines.
     """
     try:
         settings, cache = one_model(load(config), model, change or []), cache_folder()
@@ -50,22 +57,32 @@ def fairness(
                 settings = made_tiny(settings, folder, Path(made) / "model")
                 folder = prepare(settings.models[0], cache, lambda _: None)
             stage = Stage(settings, cache, json.loads((folder / "config.json").read_text())["vocab_size"])
-            report: dict[str, Any] = {"conditions": machine_conditions(), "shares": [], "neighbours": []}
-            for weight in numbers(weights):
-                for n in numbers(engines):
-                    for arm in [*(Arm("fair", routers=r, engines=n) for r in numbers(routers)), Arm("fcfs", engines=n)]:
-                        report["shares"].append(stage.shares(arm, weight, seconds))
-            if requests:
-                report["neighbours"] = stage.neighbours(requests, most)
+            report: dict[str, Any] = {
+                "conditions": machine_conditions(),
+                "shares": [stage.shares(arm, weight, seconds)
+                           for weight, arm in _arms(numbers(weights), numbers(routers), numbers(engines))
+                           if seconds],
+                "neighbours": stage.neighbours(requests, most) if requests else [],
+                "crowd": stage.crowd(together) if together else [],
+                "refusals": stage.refusals(flood) if flood else None,
+            }  # fmt: skip
     except SettingsError as e:
         return refuse(str(e))
     except RuntimeError as e:
         return refuse(str(e), 1)
-    print_table(shares_table(report["shares"]))
-    if requests:
-        print_table(neighbours_table(report["neighbours"]))
+    for name, table in (("shares", shares_table), ("crowd", crowd_table), ("neighbours", neighbours_table)):
+        if report[name]:
+            print_table(table(report[name]))
+    if report["refusals"]:
+        print_table(refusals_table(report["refusals"]))
     if save is not None:
         save.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _arms(weights: Sequence[int], routers: Sequence[int], engines: Sequence[int]) -> list[tuple[int, Arm]]:
+    """In order of arrival weights mean nothing: once is enough."""
+    fair = [(weight, Arm("fair", routers=r, engines=n)) for n in engines for weight in weights for r in routers]
+    return fair + [(weights[0], Arm("fcfs", engines=n)) for n in engines]
 
 
 class Stage:
@@ -78,7 +95,7 @@ class Stage:
     def shares(self, arm: Arm, weight: int, seconds: float) -> dict[str, Any]:
         places = self._places * arm.engines
         players = [Player("heavy", 10 * 2 * places, 64, 256, float(weight)), Player("light", 2 * places, 64, 32)]
-        with arena(arm, self._settings, self._cache, self._vocabulary, players, {}) as up:
+        with arena(arm, self._settings, self._cache, self._vocabulary, players) as up:
             told = shares(up, players, seconds, seed=0)
         say(f"{arm.name}, weights {weight}:1: heavy got {100 * told['share']['heavy']:.1f} %")
         return {"arm": arm.name, "weights": [weight, 1], **told}
@@ -86,14 +103,30 @@ class Stage:
     def neighbours(self, requests: int, most_s: float) -> list[dict[str, Any]]:
         light, flood = Player("light", 1, 64, 32), Player("flood", self._places + 64, 64, 256)
         found = []
-        for arm in (Arm("fair"), Arm("fair", reserve=1), Arm("fcfs")):
-            bands: Mapping[str, Any] = {"light": "interactive"} if arm.reserve else {}
-            with arena(arm, self._settings, self._cache, self._vocabulary, [light, flood], bands) as up:
+        for arm in (Arm("fair"), Arm("fcfs"), Arm("fair", reserve=1)):
+            if arm.reserve:
+                light = replace(light, band="interactive")
+            with arena(arm, self._settings, self._cache, self._vocabulary, [light, flood]) as up:
                 by_itself = alone(up, light, requests, seed=1)
                 told = neighbours(up, light, flood, requests, most_s, self._places, seed=2)
             found.append({"arm": arm.name, "alone": by_itself, **told})
             say(f"{arm.name}: TTFT p95 {quantile(told['ttft_s'], 0.95):.3f} s beside the flood, "
                 f"{quantile(by_itself['ttft_s'], 0.95):.3f} s alone")  # fmt: skip
+        return found
+
+    def crowd(self, seconds: float) -> list[dict[str, Any]]:
+        few, many, found = Player("few", 8, 64, 64), Player("many", 200, 64, 64), []
+        for arm in (Arm("fair", engines=2), Arm("fcfs", engines=2)):
+            with arena(arm, self._settings, self._cache, self._vocabulary, [few, many]) as up:
+                told = crowd(up, few, many, seconds, seed=3)
+            found.append({"arm": arm.name, **told})
+            say(f"{arm.name}: 8 beside 200 got {100 * told['got']:.1f} % of {100 * told['due']:.1f} % that are due")
+        return found
+
+    def refusals(self, rate_s: float) -> dict[str, Any]:
+        light, flood = Player("light", 1, 64, 32), Player("refused", 1, 64, 32, requests_per_minute=1)
+        with arena(Arm("fair"), self._settings, self._cache, self._vocabulary, [light, flood]) as up:
+            found: dict[str, Any] = beside_refusals(up, light, flood, rate_s, 40, seed=4)
         return found
 
 
@@ -128,3 +161,28 @@ def neighbours_table(found: Sequence[Row]) -> list[tuple[str, ...]]:
             str(told["least_waiting"]), f"{told['output_tokens_s'] / in_order['output_tokens_s']:.3f}",
         ))  # fmt: skip
     return rows
+
+
+def crowd_table(found: Sequence[Row]) -> list[tuple[str, ...]]:
+    """`due`: the smaller of what the few make by themselves and their share by weight, of what all make."""
+    rows: list[tuple[str, ...]] = [
+        ("8 beside 200", "share %", "due %", "got ÷ due", "fewest waiting", "tokens/s"),
+    ]  # fmt: skip
+    for told in found:
+        waiting = "/".join(str(min(told["least_waiting"][t], default=0)) for t in ("few", "many"))
+        rows.append((
+            told["arm"], f"{100 * told['got']:.1f}", f"{100 * told['due']:.1f}", f"{told['got'] / told['due']:.2f}",
+            waiting, f"{told['output_tokens_s']:.0f}",
+        ))  # fmt: skip
+    return rows
+
+
+def refusals_table(told: Row) -> list[tuple[str, ...]]:
+    flood, by_itself = told["flood"], told["alone"]["ttft_s"]
+    ended = ", ".join(f"{name} {number}" for name, number in sorted(flood["ended"].items()))
+    return [
+        ("refusals per second", "ended", "answers beside", "TTFT p50 s", "p95", "alone p50", "p95"),
+        (f"{flood['sent'] / flood['seconds']:.0f}", ended, str(len(told["ttft_s"])),
+         f"{quantile(told['ttft_s'], 0.5):.3f}", f"{quantile(told['ttft_s'], 0.95):.3f}",
+         f"{quantile(by_itself, 0.5):.3f}", f"{quantile(by_itself, 0.95):.3f}"),
+    ]  # fmt: skip

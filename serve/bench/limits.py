@@ -1,4 +1,5 @@
-"""What limits cost: a reservation and its settlement, beside how many tenants there are, in memory and in Redis."""
+"""What a request costs before and after its answer: to identify, to reserve, to settle; in memory and in Redis, beside
+how many tenants there are."""
 
 from __future__ import annotations
 
@@ -22,15 +23,19 @@ from serve.errors import LimitReached
 from serve.limits import Need, Used
 from serve.limitstore.base import LimitStore, StoreLost
 from serve.limitstore.memory import MemoryLimitStore
-from serve.words import Level, Limits, Secret, Tenant
+from serve.tenants import keys
+from serve.tenants.directory import Tenants
+from serve.tenants.rows import KeyRow, OrganisationRow, SecretRow, TenantRow
+from serve.words import Limits, Secret, Tenant
 
 AMPLE = Limits(10**6, 10**8, 10**5, 10**8, 10**12, 10**15)  # everything is limited and nothing refused
 AT_ONCE = 50
+IDENTIFY = "identify"  # a part of the others' cost
 _IDS = count()
 
 
 class Cost(NamedTuple):
-    """Of one request: reserve, first token, settle; in µs."""
+    """Of one request, in µs: to identify alone, or with reserve, first token and settle."""
 
     p50_us: float
     p99_us: float
@@ -42,19 +47,31 @@ class Costs(NamedTuple):
     store: str
     requests: dict[int, Cost]
     bytes_per_tenant: float
-    passed: int  # of fifty at once that ask for a limit of one
+    passed: int | None = None  # of fifty at once that ask for a limit of one
 
 
-def tenants(number: int) -> list[Tenant]:
-    """Each with a key of its own, limited at all three levels; a hundred share an organisation."""
-    made = []
+class Town(NamedTuple):
+    """What a router knows of its tenants, and the header by which each is known."""
+
+    tenants: Tenants
+    headers: list[str]
+
+    def people(self) -> list[Tenant]:
+        return [self.tenants.identify(header) for header in self.headers]
+
+
+def town(number: int) -> Town:
+    """Each tenant with a key of its own, limited at all three levels; a hundred share an organisation."""
+    pepper = Secret("p" * 64)
+    organisations = [OrganisationRow(f"organisation-{i}", AMPLE) for i in range(-(-number // 100))]
+    found, opening, headers = list[TenantRow](), list[KeyRow](), list[str]()
     for i in range(number):
-        key, tenant, organisation = f"key-{i}", f"tenant-{i}", f"organisation-{i // 100}"
-        limits: tuple[tuple[Level, str, Limits], ...] = (
-            ("key", key, AMPLE), ("tenant", tenant, AMPLE), ("organisation", organisation, AMPLE)
-        )  # fmt: skip
-        made.append(Tenant(tenant, key, Secret(""), organisation, limits=limits))
-    return made
+        key_id, secret = f"{i:012x}", keys.new_secret()
+        found.append(TenantRow(f"tenant-{i}", f"organisation-{i // 100}", limits=AMPLE))
+        digests = (SecretRow(keys.digest(pepper, secret)),)
+        opening.append(KeyRow(key_id, f"tenant-{i}", f"key-{i}", digests, limits=AMPLE))
+        headers.append(f"Bearer {keys.text_of(key_id, secret).reveal()}")
+    return Town(Tenants(pepper, organisations, found, opening), headers)
 
 
 @asynccontextmanager
@@ -79,13 +96,17 @@ def _on_redis(url: Secret) -> Callable[[], Any]:
 async def measure(sizes: list[int], requests: int, rounds: int, redis_url: Secret | None) -> list[Costs]:
     stores = {"memory": _in_memory} | ({"Redis": _on_redis(redis_url)} if redis_url else {})
     costs = [await _round(stores, sizes, requests) for _ in range(rounds)]
-    found = []
+    middle = {
+        name: {n: Cost(*(median(c) for c in zip(*(of[name, n] for of in costs), strict=True))) for n in sizes}
+        for name in (IDENTIFY, *stores)
+    }
+    found = [Costs(IDENTIFY, middle[IDENTIFY], _memory_of_town(max(sizes)))]
     for name, opened in stores.items():
-        middle = {n: Cost(*(median(c) for c in zip(*(of[name, n] for of in costs), strict=True))) for n in sizes}
         async with opened() as store:
-            used = await (_memory_of_redis if name == "Redis" else _memory_in_process)(store, tenants(max(sizes)))
+            people = town(max(sizes)).people()
+            used = await (_memory_of_redis if name == "Redis" else _memory_in_process)(store, people)
         async with opened() as store:
-            found.append(Costs(name, middle, used, await _passed(store)))
+            found.append(Costs(name, middle[name], used, await _passed(store)))
     return found
 
 
@@ -93,16 +114,20 @@ async def _round(stores: Mapping[str, Any], sizes: list[int], requests: int) -> 
     """Stores and sizes take turns at each request, so that a busy minute of the machine is everybody's."""
     times = dict[tuple[str, int], list[float]]()
     async with AsyncExitStack() as stack:
-        cells = {(name, n): (await stack.enter_async_context(stores[name]()), tenants(n)) for name in stores
+        towns = {n: town(n) for n in sizes}
+        cells = {(name, n): (await stack.enter_async_context(stores[name]()), towns[n]) for name in stores
                  for n in sizes}  # fmt: skip
-        for store, people in cells.values():
-            for who in people:  # what is measured is nobody's first time
-                await _one(store, who)
+        for store, (known, headers) in cells.values():
+            for header in headers:  # what is measured is nobody's first time
+                await _one(store, known.identify(header))
         for i in range(requests):
-            for cell, (store, people) in cells.items():
+            for (name, n), (store, (known, headers)) in cells.items():
                 began = time.perf_counter()
-                await _one(store, people[i * 7919 % len(people)])
-                times.setdefault(cell, []).append((time.perf_counter() - began) * 1e6)
+                who = known.identify(headers[i * 7919 % n])
+                identified = time.perf_counter()
+                await _one(store, who)
+                times.setdefault((name, n), []).append((time.perf_counter() - began) * 1e6)
+                times.setdefault((IDENTIFY, n), []).append((identified - began) * 1e6)
     return {cell: Cost(cuts[49], cuts[98]) for cell, of in times.items() for cuts in [quantiles(of, n=100)]}
 
 
@@ -113,7 +138,7 @@ async def _one(store: LimitStore, who: Tenant) -> None:
 
 
 async def _passed(store: LimitStore) -> int:
-    (who,) = tenants(1)
+    (who,) = town(1).people()
     one = Tenant(who.tenant_id, who.key_id, who.cache_salt, limits=(("key", "one", Limits(concurrent_requests=1)),))
 
     async def ask(i: int) -> bool:
@@ -123,6 +148,21 @@ async def _passed(store: LimitStore) -> int:
         return False
 
     return sum(await asyncio.gather(*(ask(i) for i in range(AT_ONCE))))
+
+
+def _memory_of_town(number: int) -> float:
+    """Of one tenant with its key, as a router knows them; without the headers, which only clients have."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        known, headers = town(number)
+        headers.clear()
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0] / number
+    finally:
+        tracemalloc.stop()
+    assert known.number == 0  # it was alive until here
+    return held
 
 
 async def _memory_in_process(store: LimitStore, people: list[Tenant]) -> float:
@@ -193,7 +233,7 @@ async def _answers(url: Secret) -> None:
 
 
 def table(found: list[Costs]) -> list[list[str]]:
-    head = ["store", "tenants", "p50 µs", "p99 µs", "p50 ×", "p99 ×", "B/tenant", f"of {AT_ONCE}"]
+    head = ["", "tenants", "p50 µs", "p99 µs", "p50 ×", "p99 ×", "B/tenant", f"of {AT_ONCE}"]
     rows = [head]
     for costs in found:
         least = costs.requests[min(costs.requests)]
@@ -202,6 +242,7 @@ def table(found: list[Costs]) -> list[list[str]]:
             rows.append([
                 costs.store, f"{size:,}", f"{cost.p50_us:.0f}", f"{cost.p99_us:.0f}",
                 f"{cost.p50_us / least.p50_us:.2f}", f"{cost.p99_us / least.p99_us:.2f}",
-                f"{costs.bytes_per_tenant:,.0f}" if last else "", str(costs.passed) if last else "",
+                f"{costs.bytes_per_tenant:,.0f}" if last else "",
+                str(costs.passed) if last and costs.passed is not None else "",
             ])  # fmt: skip
     return rows

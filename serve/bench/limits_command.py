@@ -24,10 +24,11 @@ def limits(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 3,
     save: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
 ) -> None:  # fmt: skip
-    """What limits cost: µs to reserve, start and settle one request limited at key, tenant and organisation.
+    """What limits cost: µs to identify, reserve, start and settle one request limited at key, tenant and organisation.
 
-    In memory, and on Redis where one is given or found; at few and many tenants, with the ratio (×) to the fewest; the
-    bytes of a tenant with a request in flight; and how many of 50 parallel requests pass a limit for one.
+    To identify alone; with limits in memory, and on Redis where one is given or found; at few and many tenants, with
+    the ratio (×) to the fewest; the bytes of a tenant, as it is known and with a request in flight; and how many of 50
+    parallel requests pass a limit for one.
     """
     with nullcontext(Secret(redis)) if redis else own_redis() as url:
         if url is None:

@@ -49,8 +49,8 @@ async def run(
 ) -> Ran:
     """Send for `for_s` seconds (or `most` requests of each tenant or user), then wait for the answers.
 
-    `cut`: what is unanswered after `for_s` seconds is cut off. `leader`: as soon as this tenant has all its answers,
-    what the others still wait for is cut off.
+    `cut`: what is unanswered after `for_s` seconds is cut off. `leader`: `most` is for this tenant alone, and as soon
+    as it has all its answers, what the others still wait for is cut off.
     """
     samples, cpu, waited = list[Sample](), time.process_time(), waited_s()
     async with AsyncExitStack() as stack:
@@ -61,12 +61,13 @@ async def run(
             async with asyncio.timeout(for_s if cut else None), asyncio.TaskGroup() as group:
                 sending = list[tuple[str, asyncio.Task[None]]]()
                 for load, client in zip(loads, clients, strict=True):
+                    ends = most if leader in (None, load.tenant) else None
                     draw, begins = random.Random(f"{seed}/{load.tenant}"), began + load.after_s
                     if isinstance(load.arrivals, Closed):
-                        users = [_user(load, client, draw, begins, for_s, most, samples)
+                        users = [_user(load, client, draw, begins, for_s, ends, samples)
                                  for _ in range(load.arrivals.users)]  # fmt: skip
                     else:
-                        users = [_planned(load, client, draw, begins, for_s, most, samples)]
+                        users = [_planned(load, client, draw, begins, for_s, ends, samples)]
                     sending += [(load.tenant, group.create_task(user)) for user in users]
                 if leader is not None:
                     await asyncio.wait([task for tenant, task in sending if tenant == leader])

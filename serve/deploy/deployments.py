@@ -15,11 +15,12 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
 from serve import app as application
-from serve.deploy.handle import Failure, RayEngine
+from serve.deploy.handle import BROADCAST_S, Failure, GivenBack, RayEngine
 from serve.deploy.instance import NOT_STARTED
 from serve.deploy.metrics import QueueMetrics, RequestMetrics
-from serve.deploy.replica_choice import affinity
+from serve.deploy.replica_choice import choice
 from serve.deploy.tenancy import Tenancy
+from serve.engines.moving import Moved, Room, keep_moving
 from serve.engines.receipts import Receipts
 from serve.engines.turns import Turns
 from serve.engines.vllm import VllmEngine
@@ -73,11 +74,15 @@ class EngineReplica:
             places = model.engine.max_num_seqs
             self._turns = Turns(self._vllm, model.engine.queue, places, on_turn=lambda job: self._engine.begin(job))
             self._engine = Receipts(self._turns, queues=True)
+            self._peers: Any = None
             self._name = ray_serve.get_replica_context().replica_id.unique_id
             await self._vllm.warm_up()
             for name, reason in (await self._vllm.load_adapters()).items():
                 write_line(f"not served: {model.name}: adapter {name}: vLLM refuses it: {reason}")
-            self._telling = asyncio.create_task(self._tell(QueueMetrics(model.name)))
+            self._beside = [
+                asyncio.create_task(self._tell(QueueMetrics(model.name))),
+                asyncio.create_task(keep_moving(self._turns, self._name, self._rooms)),
+            ]
         except Exception as e:
             # Serve keeps the reason to itself; this line is what the operator sees.
             write_line(f"{NOT_STARTED} {model.name}: {' '.join(str(e).split())}")
@@ -88,7 +93,7 @@ class EngineReplica:
             metrics(self._turns, self._engine)
             await asyncio.sleep(METRICS_EVERY_S)
 
-    async def generate(self, job: Job) -> AsyncGenerator[Event | Failure, None]:
+    async def generate(self, job: Job) -> AsyncGenerator[Event | Failure | GivenBack, None]:
         events, spans, made = self._engine.generate(job), self._traces.job(job.traceparent), 0
         try:
             async for event in events:
@@ -97,6 +102,8 @@ class EngineReplica:
                     event = event._replace(start=event.start._replace(engine=self._name))
                 made += len(event.token_ids)
                 yield event
+        except Moved as e:
+            yield GivenBack(e.waited_s, e.toward)
         except (EngineLost, EngineUnavailable) as e:
             yield Failure.of(e)
             self._exit_if_dead()
@@ -119,6 +126,18 @@ class EngineReplica:
 
     async def forget(self, job_ids: Sequence[str]) -> None:
         await self._engine.forget(job_ids)
+
+    async def room(self) -> tuple[str, Room]:
+        """Of this replica, by its name."""
+        return self._name, self._turns.room()
+
+    async def _rooms(self) -> dict[str, Room]:
+        """Of all replicas of this model to which Serve sends jobs: this one too, unless it is leaving."""
+        if self._peers is None:  # each handle has tasks of its own that never end
+            context = ray_serve.get_replica_context()
+            self._peers = ray_serve.get_deployment_handle(context.deployment, context.app_name)
+        calling: Any = self._peers.broadcast("room")
+        return dict(await calling.results_async(timeout_s=BROADCAST_S))
 
     async def running(self) -> int:
         """Requests in the engine and in line for it, for tests and operators."""
@@ -177,9 +196,11 @@ def _engine(model: Model, folder: Path, tracing: Tracing) -> Any:
 
 
 def _choice(model: Model, folder: Path) -> dict[str, Any]:
-    """How routers choose among this model's replicas; by default as Ray Serve does, the less loaded of two."""
+    """How routers choose among this model's replicas."""
     engine = model.engine
-    if engine.replica_choice == "balanced" or engine.replicas == 1:
+    if engine.replicas == 1:
         return {}
+    if engine.replica_choice == "balanced":
+        return {"request_router_config": choice()}
     vocabulary, prompts = application.words_of(model, folder)
-    return {"request_router_config": affinity(engine.affinity_blocks, preambles(prompts, vocabulary))}
+    return {"request_router_config": choice(engine.affinity_blocks, preambles(prompts, vocabulary))}

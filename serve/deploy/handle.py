@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ray.serve.handle import DeploymentHandle
@@ -33,6 +34,13 @@ class Failure(NamedTuple):
     def error(self) -> ServeError:
         kind: type[ServeError] = getattr(errors, self.kind)
         return kind(self.message, self.param, self.retry_after_s)
+
+
+class GivenBack(NamedTuple):
+    """`engines.moving.Moved` as it crosses a process."""
+
+    waited_s: float
+    toward: str | None
 
 
 class RayEngine:
@@ -72,28 +80,33 @@ class RayEngine:
             raise EngineUnavailable(_UNAVAILABLE) from None
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
-        stream: Any = self._streams.generate.remote(job)
-        started = False
-        try:
-            item = await self._first(stream)
-            while True:
-                if isinstance(item, Failure):
-                    raise item.error()
-                started = True
-                yield item
-                item = await anext(stream)
-        except StopAsyncIteration:
-            return
-        except (ServeError, asyncio.CancelledError, GeneratorExit):
-            raise
-        except Exception:
-            if started:
-                raise EngineLost("the engine stopped while it answered") from None
-            raise EngineUnavailable(_UNAVAILABLE) from None
-        finally:
-            stream.cancel()
+        while True:
+            stream: Any = self._streams.generate.remote(job)
+            started = False
+            try:
+                first = await self._first(stream)
+                if isinstance(first, GivenBack):
+                    job = replace(job, waited_s=first.waited_s, toward=first.toward)
+                    continue
+                item: Event | Failure = first
+                while True:
+                    if isinstance(item, Failure):
+                        raise item.error()
+                    started = True
+                    yield item
+                    item = await anext(stream)
+            except StopAsyncIteration:
+                return
+            except (ServeError, asyncio.CancelledError, GeneratorExit):
+                raise
+            except Exception:
+                if started:
+                    raise EngineLost("the engine stopped while it answered") from None
+                raise EngineUnavailable(_UNAVAILABLE) from None
+            finally:
+                stream.cancel()
 
-    async def _first(self, stream: Any) -> Event | Failure:
+    async def _first(self, stream: Any) -> Event | Failure | GivenBack:
         """Wait for the first event as long as the engine lives: a long prompt or a queue is no failure.
 
         Without this, a call while no replica runs would wait until one is back.
@@ -103,7 +116,7 @@ class RayEngine:
             while True:
                 done, _ = await asyncio.wait({waiting}, timeout=PATIENCE_S)
                 if done:
-                    first: Event | Failure = waiting.result()
+                    first: Event | Failure | GivenBack = waiting.result()
                     return first
                 await self._lives()
         finally:

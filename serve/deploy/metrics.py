@@ -90,12 +90,16 @@ class QueueMetrics:
             "starserve_engine_output_tokens", "Tokens that the engine handed out: what routers must account for.",
             ("model",),
         )  # fmt: skip
-        self._told = 0
+        self._moved = Counter("starserve_queue_moved", "Jobs given back so that another replica answers.", ("model",))
+        self._told = self._told_moved = 0
 
     def __call__(self, turns: Turns, receipts: Receipts) -> None:
         if (made := receipts.output_tokens) > self._told:
             self._made.inc(made - self._told, self._model)
             self._told = made
+        if turns.moved > self._told_moved:
+            self._moved.inc(turns.moved - self._told_moved, self._model)
+            self._told_moved = turns.moved
         self._waiting.set(turns.waiting, self._model)
         self._at_work.set(turns.at_work, self._model)
         if (speed := turns.service_per_s) is not None:

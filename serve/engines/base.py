@@ -15,7 +15,8 @@ class Engine(Protocol):
         """Answer a job. The last event, and only that, has `finish` and `usage`.
 
         Closing the generator stops the work at once. Raises EngineUnavailable before the first event,
-        EngineLost after it, BadRequest for a job that this engine cannot take.
+        EngineLost after it, BadRequest for a job that this engine cannot take; a queue in front of one of several
+        engines raises Moved (engines/moving.py) before the first event.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from serve.errors import EngineLost
@@ -29,6 +30,13 @@ class OutputReader:
             usage = Usage(len(self._job.prompt_ids), self.made, self._cached)
             events[-1] = events[-1]._replace(usage=usage)
         return events
+
+    def left_s(self, gone_s: float) -> float:
+        """Until `max_tokens` at the pace so far; `gone_s`: since the first output. Infinite while nobody knows."""
+        most = self._job.sampling.max_tokens
+        if most is None or self.made < 2:
+            return math.inf
+        return (most * self._job.sampling.n - self.made) * gone_s / (self.made - 1)
 
     def _start(self, output: Any) -> Start:
         prompt, top = self._job.prompt_ids, self._job.sampling.prompt_logprobs

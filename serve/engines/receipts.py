@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from serve.engines.base import Engine
+from serve.engines.moving import Moved
 from serve.errors import EngineUnavailable
 from serve.words import Counted, Event, Job, Usage
 
@@ -37,6 +38,9 @@ class Receipts:
         except EngineUnavailable:
             if (known := self._kept.get(job.job_id)) is not None:  # it was dead before it read the prompt
                 self._kept[job.job_id] = known._replace(begun=False)
+            raise
+        except Moved:
+            self._kept.pop(job.job_id, None)  # another's to count
             raise
         finally:
             if (known := self._kept.get(job.job_id)) is not None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from serve.engines.backlog import Backlog
 from serve.engines.base import Engine
 from serve.engines.evenness import Evenness
+from serve.engines.moving import Moved, Room
 from serve.errors import Overloaded, QueueFull, QueueTimeout, ServeError
 from serve.fairshare import OUTPUT_COST, PROMPT_COST, Claim, FairShare, FirstCome, Policy
 from serve.model_settings import Queue
@@ -28,6 +29,7 @@ LONGEST_RETRY_S = 60  # clients that are told to wait for longer give up
 class _Waiter:
     claim: Claim
     turn: asyncio.Future[None]
+    waited_s: float = 0.0  # elsewhere, before it came here
     taken: bool = False  # the engine has room for it, whether or not it knows yet
     free: bool = False  # its places were given back
 
@@ -53,6 +55,7 @@ class Turns:
         self._waiting = dict[str, dict[str, _Waiter]]()  # by tenant, then by job, in order of arrival
         self._waiters = 0
         self.at_work = 0  # sequences
+        self.moved = 0  # jobs given back so far
 
     async def check(self) -> None:
         await self._engine.check()
@@ -61,6 +64,21 @@ class Turns:
     def waiting(self) -> int:
         """Jobs that wait for their turn."""
         return self._waiters
+
+    def room(self) -> Room:
+        return Room(0 if self._waiters else max(0, self._places - self.at_work), self._waiters)
+
+    def give_back(self, sequences: int, toward: str | None) -> None:
+        """End `generate` of those whose turn comes next, of so many sequences in all, with Moved."""
+        while sequences > 0 and (claim := self._policy.pop(sequences)) is not None:
+            self._policy.cached(claim, claim.prompt_tokens)  # nothing of it was served here
+            self._policy.done(claim)
+            waiter = self._waiting[claim.tenant][claim.job_id]
+            self._out_of_line(waiter)
+            sequences -= claim.sequences
+            self.moved += 1
+            if not waiter.turn.done():
+                waiter.turn.set_exception(Moved(time.monotonic() - claim.asked_s, toward))
 
     @property
     def service_per_s(self) -> float | None:
@@ -72,12 +90,12 @@ class Turns:
         return self._evenness.close(self._waiting)
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
-        asked_s, waiter = time.monotonic(), self._enter(job)
+        waiter = self._enter(job)
         claim = waiter.claim
         made, whole = 0, False
         try:
             await self._turn(waiter)
-            waited_s = time.monotonic() - asked_s
+            waited_s = time.monotonic() - claim.asked_s
             self._on_turn(job.job_id)
             async with aclosing(self._engine.generate(job)) as events:
                 async for event in events:
@@ -102,9 +120,11 @@ class Turns:
     def _enter(self, job: Job) -> _Waiter:
         share = job.share
         sequences = min(job.sampling.n, self._places)
-        claim = Claim(job.job_id, share.tenant_id, share.weight, share.band, len(job.prompt_ids), sequences)
-        self._make_room(claim)
-        waiter = _Waiter(claim, asyncio.get_running_loop().create_future())
+        asked_s = time.monotonic() - job.waited_s
+        claim = Claim(job.job_id, share.tenant_id, share.weight, share.band, len(job.prompt_ids), sequences, asked_s)
+        if not job.waited_s:  # one that was given back has been let in already
+            self._make_room(claim)
+        waiter = _Waiter(claim, asyncio.get_running_loop().create_future(), job.waited_s)
         if share.tenant_id not in self._waiting:
             self._evenness.content(share.tenant_id)
         self._waiting.setdefault(share.tenant_id, {})[job.job_id] = waiter
@@ -145,7 +165,7 @@ class Turns:
 
     async def _turn(self, waiter: _Waiter) -> None:
         try:
-            async with asyncio.timeout(self._queue.wait_s):
+            async with asyncio.timeout(self._queue.wait_s - waiter.waited_s):
                 await waiter.turn
         except TimeoutError:
             if waiter.taken:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -27,12 +29,13 @@ if TYPE_CHECKING:
 SHARE_S = 0.002
 
 
-def pause_s(running: int, most_s: float) -> float:
+def pause_s(running: int, most_s: float, left_s: float = math.inf) -> float:
     """How long an answer's tokens wait to share a message: nothing for one answer, more the more there are.
 
-    So the messages of an engine stay near 500 per second, or 50 per answer and second where there are many.
+    So the messages of an engine stay near 500 per second, or 50 per answer and second where there are many. `left_s`:
+    when the answer will end. It waits no longer than that: whoever waits for its place would wait too.
     """
-    return min((running - 1) * SHARE_S, most_s) if running > 1 else 0.0
+    return min((running - 1) * SHARE_S, most_s, left_s) if running > 1 else 0.0
 
 
 class VllmEngine:
@@ -128,7 +131,7 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         prompt: Any = {"prompt_token_ids": list(job.prompt_ids), "cache_salt": job.cache_salt.reveal()}
-        reader = OutputReader(job)
+        reader, first_s = OutputReader(job), 0.0
         try:
             outputs = self._llm.generate(
                 prompt, _parameters(job.sampling), job.job_id, lora_request=self._lora(job.adapter)
@@ -137,8 +140,10 @@ class VllmEngine:
                 async for output in outputs:
                     for event in reader.events(output):
                         yield event
+                    first_s = first_s or time.monotonic()
+                    left_s = reader.left_s(time.monotonic() - first_s)
                     # What vLLM makes in the meantime, it joins to one output.
-                    if not output.finished and (pause := pause_s(self.running, self._coalesce_s)):
+                    if not output.finished and (pause := pause_s(self.running, self._coalesce_s, left_s)):
                         await asyncio.sleep(pause)
         except EngineDeadError:
             if reader.made:

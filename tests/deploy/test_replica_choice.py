@@ -1,4 +1,4 @@
-"""A router's choice of replicas by affinity: Ray Serve's own loop around our class, and replicas that only count."""
+"""A router's choice of replicas: Ray Serve's own loop around our class, and replicas that only count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
 from ray.serve.request_router import PendingRequest
 
-from serve.deploy.replica_choice import AffinityRouter
+from serve.deploy.replica_choice import ReplicaRouter
 from serve.words import Job, Sampling, Secret, Share
 
 BLOCKS = 4
@@ -36,10 +36,10 @@ class Replica:
         return self.load
 
 
-def job(conversation: int, tokens: int = 200) -> Job:
+def job(conversation: int, tokens: int = 200, tenant: str = "team", toward: str | None = None) -> Job:
     draw = random.Random(conversation)
     ids = tuple(draw.randrange(50_000) for _ in range(tokens))
-    return Job("job", ids, Sampling(max_tokens=1), Secret("salt"), share=Share("team"))
+    return Job("job", ids, Sampling(max_tokens=1), Secret("salt"), share=Share(tenant), toward=toward)
 
 
 def asking(*args: object, request_id: str = "") -> PendingRequest:
@@ -51,19 +51,24 @@ def asking(*args: object, request_id: str = "") -> PendingRequest:
 class Chooser:
     """A router of one deployment, as Serve drives it: choose, send, answered, ended."""
 
-    def __init__(self, *replicas: Replica) -> None:
-        self.router = AffinityRouter(DEPLOYMENT, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
-        self.router.initialize_state(blocks=BLOCKS, preambles=[[7] * 20])
+    def __init__(self, *replicas: Replica, blocks: int = BLOCKS) -> None:
+        self.router = ReplicaRouter(DEPLOYMENT, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
+        self.router.initialize_state(blocks=blocks, preambles=[[7] * 20])
+        self.sent: dict[str, list[str]] = {r.replica_id.unique_id: [] for r in replicas}
         self.on = {r.replica_id.unique_id: r for r in replicas}
         self.router.update_replicas(list(replicas))
 
     async def send(self, pending: PendingRequest) -> str:
-        replica: Any = await asyncio.wait_for(self.router._choose_replica_for_request(pending), 5)
+        async with asyncio.timeout(5):  # not `wait_for`: between choice and dispatch nothing else may run, as in Serve
+            replica: Any = await self.router._choose_replica_for_request(pending)
         self.router.on_send_request(replica.replica_id)
-        return str(replica.replica_id.unique_id)
+        name = str(replica.replica_id.unique_id)
+        self.sent.setdefault(name, []).append(pending.metadata.internal_request_id)
+        return name
 
     def end(self, name: str) -> None:
-        self.router.on_request_completed(self.on[name].replica_id, "")
+        """One that is on its way there has ended."""
+        self.router.on_request_completed(self.on[name].replica_id, self.sent[name].pop())
         self.router.decrement_queue_len_cache(self.on[name].replica_id)
 
 
@@ -148,7 +153,54 @@ async def test_counts_return_to_nothing_when_all_have_ended(chooser: Chooser) ->
     for name in await asyncio.gather(*(chooser.send(asking(job(i))) for i in range(20))):
         chooser.end(name)
     assert not chooser.router._on_their_way
+    assert not chooser.router._of_tenant
+    assert not chooser.router._tenants
     assert not chooser.router._chosen
+
+
+async def test_counts_return_to_nothing_when_jobs_of_one_request_have_ended() -> None:
+    chooser = Chooser(Replica("a"), Replica("b"), blocks=0)
+    await asyncio.sleep(0.01)
+    asked = [asking(job(i), request_id="same") for i in range(7)]
+    names = await asyncio.gather(*(chooser.send(pending) for pending in asked))
+    assert sorted(Counter(names).values()) == [3, 4]
+    for name in names[:-1]:
+        chooser.end(name)
+    assert sum(chooser.router._of_tenant.values()) == 1
+    chooser.end(names[-1])
+    assert not chooser.router._of_tenant
+    assert not chooser.router._tenants
+
+
+async def test_balanced_spreads_each_tenant_though_another_has_all_the_load() -> None:
+    chooser = Chooser(Replica("a"), Replica("b"), blocks=0)
+    await asyncio.sleep(0.01)
+    draw = random.Random(0)
+    many = [await chooser.send(asking(job(1, tenant="many"))) for _ in range(100)]
+    few = [await chooser.send(asking(job(2, tenant="few"))) for _ in range(8)]
+    assert Counter(few) == {"a": 4, "b": 4}
+    for i in range(300):  # one ends and the next comes, in any order
+        mine, tenant = (few, "few") if i % 3 == 0 else (many, "many")
+        chooser.end(mine.pop(draw.randrange(len(mine))))
+        mine.append(await chooser.send(asking(job(i, tenant=tenant))))
+        assert abs(Counter(few)["a"] - 4) <= 1
+
+
+async def test_balanced_takes_the_less_loaded_where_the_tenant_has_none_and_never_one_above_the_bound() -> None:
+    chooser = Chooser(Replica("a", load=12), Replica("b", load=8), blocks=0)
+    await asyncio.sleep(0.01)
+    assert await chooser.send(asking(job(1))) == "b"
+    chooser.router.on_new_queue_len_info(chooser.on["a"].replica_id, 20)
+    assert await chooser.send(asking(job(2))) == "b"
+
+
+async def test_a_job_that_was_given_back_goes_where_there_is_room_and_elsewhere_when_that_is_gone(
+    chooser: Chooser,
+) -> None:
+    home = await chooser.send(asking(job(1)))
+    (other,) = chooser.on.keys() - {home}
+    assert await chooser.send(asking(job(1, toward=other))) == other
+    assert await chooser.send(asking(job(1, toward="gone"))) == home
 
 
 async def test_questions_and_prompts_without_a_block_go_anywhere(chooser: Chooser) -> None:

@@ -18,6 +18,7 @@ import pytest_asyncio
 
 from serve.engines.base import Engine
 from serve.engines.fake import FakeEngine
+from serve.engines.outputs import OutputReader
 from serve.engines.vllm import VllmEngine, pause_s
 from serve.errors import BadRequest
 from serve.settings import parse
@@ -194,3 +195,11 @@ async def test_tokens_come_one_by_one_alone_and_share_messages_in_a_crowd(engine
 async def test_an_answer_waits_longer_for_company_the_more_there_are_and_never_longer_than_allowed() -> None:
     assert [pause_s(running, 0.02) for running in (0, 1, 2, 6, 500)] == [0, 0, 0.002, 0.01, 0.02]
     assert pause_s(500, 0) == 0
+
+
+async def test_no_answer_waits_beyond_its_own_expected_end() -> None:
+    reader = OutputReader(replace(JOB, sampling=replace(GREEDY, max_tokens=11)))
+    assert pause_s(500, 0.02, reader.left_s(1.0)) == 0.02  # nothing is known yet
+    reader.made = 6
+    assert reader.left_s(0.01) == pytest.approx(0.01)  # five in 0.01 s, and five are left
+    assert pause_s(500, 0.02, reader.left_s(0.01)) == pytest.approx(0.01)
