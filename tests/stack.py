@@ -111,7 +111,7 @@ class Stack:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def named(self, name: str) -> list[psutil.Process]:
-        return [p for p in self.below() if name in " ".join([p.name(), *p.cmdline()])]
+        return [p for p in self.below() if name in _words_of(p)]
 
     def signal(self, number: int = signal.SIGINT) -> None:
         self.process.send_signal(number)
@@ -132,6 +132,14 @@ class Stack:
         if self._process is not None and self._process.poll() is None:
             self.stop()
         shutil.rmtree(self.base, ignore_errors=True)
+
+
+def _words_of(process: psutil.Process) -> str:
+    """Its name and command line; nothing of one that has just died."""
+    try:
+        return " ".join([process.name(), *process.cmdline()])
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 def count(samples: Mapping[str, float], name: str, label: str = "") -> float:
