@@ -13,11 +13,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
-from serve.errors import EngineUnavailable
+from serve.errors import EngineUnavailable, LimitReached
 from serve.jobs import Served
 from serve.lengths import Kind, Lengths
 from serve.limits import NOTHING, Need, Used, grown, headers
 from serve.limitstore.base import Hold, LimitStore
+from serve.refused import Refused
 from serve.words import Ask, Counted, Job, Level, Record, Tenant
 
 _ASKED_AGAIN_S = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # until an engine has stopped what was cancelled
@@ -127,6 +128,7 @@ class Accounts:
     def __init__(self, limits: LimitStore, books: Books, spent: Spent | None = None) -> None:
         """`spent`: asked when the store knows nothing of somebody, as after a restart."""
         self.limits, self.books, self.lengths, self._spent = limits, books, Lengths(), spent
+        self.refused = Refused()
         self._doing = set[asyncio.Task[None]]()
         self._forgotten = dict[int, tuple[Served, list[str]]]()  # by engine
 
@@ -135,7 +137,11 @@ class Accounts:
         kind = Kind(tenant.tenant_id, ask.model, ask.form)
         output = sum(self.lengths.expected(kind, job.sampling.max_tokens or 1) * job.sampling.n for job in jobs)
         need = Need(record.prompt_tokens, output, served.model.price.of(record.prompt_tokens, 0, output))
-        hold = await self.limits.reserve(record.request_id, tenant, need)
+        try:
+            hold = await self.limits.reserve(record.request_id, tenant, need)
+        except LimitReached as e:
+            self.refused.note(tenant, e)
+            raise
         self.books.opened(record)
         if hold.unknown and self._spent is not None:
             self.do(self._restore(hold, self._spent))

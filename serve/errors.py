@@ -127,6 +127,7 @@ class LimitReached(ServeError):
     """`reason`: level and limit, such as `tenant.tokens_per_minute`; `retry_after_s` None: nobody knows, or never."""
 
     status, type, code, outcome = 429, "requests", "rate_limit_exceeded", "refused"
+    only_time_s: float | None = None  # for so long every request would be refused, whatever it is
 
     def __init__(self, message: str, reason: str, retry_after_s: int | None, headers: Mapping[str, str]) -> None:
         super().__init__(message)

@@ -195,7 +195,10 @@ def refusal_error(found: Sequence[Refusal], standing: Standing) -> LimitReached:
     elif wait_s:
         sentence += f" now; it should in {wait_s} s"
     rendered = headers(standing) | ({} if told.waiting_helps else {"x-should-retry": "false"})
-    return told.error(sentence, f"{told.level}.{told.limit}", wait_s, rendered)
+    error = told.error(sentence, f"{told.level}.{told.limit}", wait_s, rendered)
+    if told.limit == "requests_per_minute" and told.waiting_helps and told.wait_us:
+        error.only_time_s = told.wait_us / 1_000_000
+    return error
 
 
 def standing(levels: Iterable[tuple[Limits, Account]], now_us: int) -> Standing:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
     {"words", "errors", "eight_bits"},
     {"services", "limit_settings", "model_settings", "settings", "fim", "prompts", "schemas", "plan", "fairshare",
-     "rights", "limits", "lengths", "affinity"},
+     "rights", "limits", "lengths", "affinity", "refused"},
     {"starcoder", "database", "migrations"},
     {"tokens", "tenants", "limitstore", "ledger", "weights", "logs", "tracing", "engines"},
     {"answers", "jobs"},

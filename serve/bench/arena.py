@@ -75,11 +75,17 @@ def _enrol(settings: Settings, rung: Rung, players: Sequence[Player]) -> dict[st
 
 def _routers(rung: Rung, wanted: int) -> list[str]:
     """Addresses of the routers themselves, from the configuration of HAProxy in front of them."""
-    text = (rung.folder / "p" / "haproxy.cfg").read_text()
-    found = sorted(set(re.findall(r"^\s*server\s+\S+\s+(127\.0\.0\.1:\d+)", text, re.MULTILINE)))
-    if len(found) != wanted:
-        raise RuntimeError(f"{rung.name}: HAProxy knows {len(found)} routers, not {wanted}")
-    return [f"http://{address}" for address in found]
+    deadline = time.monotonic() + KNOWN_WITHIN_S
+    while len(found := _known_to_haproxy(rung.folder)) != wanted:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{rung.name}: HAProxy knows {len(found)} routers, not {wanted}")
+        time.sleep(0.2)
+    return [f"http://{address}" for address in sorted(found)]
+
+
+def _known_to_haproxy(instance: Path) -> set[str]:
+    server = re.compile(r"^\s*server\s+SERVE_REPLICA_\S+\s+(127\.0\.0\.1:\d+)", re.MULTILINE)
+    return {found for file in instance.glob("p/*/haproxy.cfg") for found in server.findall(file.read_text())}
 
 
 def _wait_until_known(address: str, key: str) -> None:

@@ -32,7 +32,10 @@ SETTLING = 0.25  # share of a run at its start that does not count
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """A tenant that keeps so many requests on their way, of `prompt` tokens in and `output` out."""
+    """A tenant that keeps so many requests on their way, of `prompt` tokens in and `output` out.
+
+    `varied`: from half of that to one and a half; answers of one length end together and begin together, for ever.
+    """
 
     tenant: str
     users: int
@@ -41,6 +44,7 @@ class Player:
     weight: float = 1.0
     band: Band = "standard"
     requests_per_minute: int | None = None
+    varied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,8 @@ class Arena:
 
     def request(self, player: Player, draw: random.Random) -> Request:
         ids = [draw.randrange(1, self.vocabulary) for _ in range(player.prompt)]
-        body = {"model": self.model, "prompt": ids, "max_tokens": player.output, "temperature": 0,
+        output = draw.randint(player.output // 2, player.output * 3 // 2) if player.varied else player.output
+        body = {"model": self.model, "prompt": ids, "max_tokens": output, "temperature": 0,
                 "ignore_eos": True, "stream_options": {"continuous_usage_stats": True}}  # fmt: skip
         return Request("/v1/completions", body)
 

@@ -115,11 +115,11 @@ class Stage:
         return found
 
     def crowd(self, seconds: float) -> list[dict[str, Any]]:
-        few, many, found = Player("few", 8, 64, 64), Player("many", 200, 64, 64), []
+        few, many, found = Player("few", 8, 64, 64, varied=True), Player("many", 200, 64, 64, varied=True), []
         for arm in (Arm("fair", engines=2), Arm("fcfs", engines=2)):
             with arena(arm, self._settings, self._cache, self._vocabulary, [few, many]) as up:
                 told = crowd(up, few, many, seconds, seed=3)
-            found.append({"arm": arm.name, **told})
+            found.append({"arm": arm.name, "places": 2 * self._places, **told})
             say(f"{arm.name}: 8 beside 200 got {100 * told['got']:.1f} % of {100 * told['due']:.1f} % that are due")
         return found
 
@@ -164,15 +164,18 @@ def neighbours_table(found: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def crowd_table(found: Sequence[Row]) -> list[tuple[str, ...]]:
-    """`due`: the smaller of what the few make by themselves and their share by weight, of what all make."""
+    """`due`: the smaller of what the few make by themselves and their share by weight, of what all make.
+
+    Eight requests can have no more than 8 of the engines' places: where those are many, that is the bound.
+    """
     rows: list[tuple[str, ...]] = [
-        ("8 beside 200", "share %", "due %", "got ÷ due", "fewest waiting", "tokens/s"),
+        ("8 beside 200", "places", "share %", "due %", "got ÷ due", "fewest waiting", "tokens/s"),
     ]  # fmt: skip
     for told in found:
         waiting = "/".join(str(min(told["least_waiting"][t], default=0)) for t in ("few", "many"))
         rows.append((
-            told["arm"], f"{100 * told['got']:.1f}", f"{100 * told['due']:.1f}", f"{told['got'] / told['due']:.2f}",
-            waiting, f"{told['output_tokens_s']:.0f}",
+            told["arm"], str(told["places"]), f"{100 * told['got']:.1f}", f"{100 * told['due']:.1f}",
+            f"{told['got'] / told['due']:.2f}", waiting, f"{told['output_tokens_s']:.0f}",
         ))  # fmt: skip
     return rows
 

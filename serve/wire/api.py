@@ -92,6 +92,7 @@ class Api:
                 record.tenant_id, record.key_id = tenant.tenant_id, tenant.key_id
                 record.organisation_id = tenant.organisation_id
                 check_scope(tenant, "generate")
+                self._corridor.accounts.refused.check(tenant)  # a flood of refusals should cost little
                 ask = await self._ask(form, request, tenant)
                 served = self._corridor.find(ask.model, tenant)
             except ServeError as e:

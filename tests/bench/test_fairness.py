@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def test_what_is_due_to_a_few_is_what_they_make_alone_where_that_is_less_than_th
     told = crowd(arena, Player("few", 1, 20, 10), Player("many", 12, 20, 10), for_s=6, seed=0)
     assert told["due"] == pytest.approx(1 / SLOTS, abs=0.06)  # one of four at work at a time
     assert told["got"] == pytest.approx(1 / 13, abs=0.03)  # and one of thirteen in line
-    head, row = crowd_table([{"arm": "known", **told}])
+    head, row = crowd_table([{"arm": "known", "places": SLOTS, **told}])
     assert float(dict(zip(head, row, strict=True))["got ÷ due"]) < 0.5
 
 
@@ -68,6 +69,13 @@ def test_a_flood_of_refusals_keeps_its_rate_and_is_told_by_code(arena: Arena) ->
     assert len(told["ttft_s"]) == 20
     assert told["errors"] == {}
     assert refusals_table(told)[1][1].startswith("invalid_api_key ")
+
+
+def test_varied_lengths_lie_around_the_given_one() -> None:
+    arena, draw = Arena("tiny", 500, {}, "", {}), random.Random(0)
+    lengths = {arena.request(Player("t", 1, 4, 20, varied=True), draw).body["max_tokens"] for _ in range(400)}
+    assert lengths == set(range(10, 31))
+    assert arena.request(Player("t", 1, 4, 20), draw).body["max_tokens"] == 20
 
 
 @pytest.mark.full
