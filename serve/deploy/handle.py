@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from serve.words import Counted, Event, Job
 
 BROADCAST_S = 5.0
 PATIENCE_S = 2.0  # how long the first event may take before we ask whether the engine lives
+SILENCE_S = 20.0  # how long a replica may be too busy to say so
 _UNAVAILABLE = "the engine of this model is not running; it restarts by itself, try again soon"
 
 
@@ -46,21 +48,32 @@ class GivenBack(NamedTuple):
 class RayEngine:
     """Engine over a handle. Each job keeps its own handle stream, so that Serve's counts and cancellation hold."""
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+    def __init__(
+        self, handle: DeploymentHandle[Any], patience_s: float = PATIENCE_S, silence_s: float = SILENCE_S
+    ) -> None:
+        self._patience_s, self._silence_s = patience_s, silence_s
         self._handle = handle
         self._streams: Any = handle.options(stream=True)
         self._asking: asyncio.Future[None] | None = None  # whether the engine lives: what those who wait asked last
         self._asked_s = 0.0
+        self._silent_since_s: float | None = None
 
     async def check(self) -> None:
+        if not await self._says_that_it_lives():
+            raise EngineUnavailable(_UNAVAILABLE)
+
+    async def _says_that_it_lives(self) -> bool:
+        """False: it is silent. EngineUnavailable: it says that it does not, or is dead."""
         calling: Any = self._handle.check.remote()
         try:
-            failure = await asyncio.wait_for(_result(calling), PATIENCE_S)
+            failure = await asyncio.wait_for(_result(calling), self._patience_s)
+        except TimeoutError:
+            return False
         except Exception:
-            # Whatever Ray says here (no replica, a dead one, a timeout) means the same to a client.
             raise EngineUnavailable(_UNAVAILABLE) from None
         if failure is not None:
             raise failure.error()
+        return True
 
     async def counted(self, job_ids: Sequence[str]) -> dict[str, Counted]:
         """What all replicas of this model know of these jobs."""
@@ -114,7 +127,7 @@ class RayEngine:
         waiting = asyncio.ensure_future(anext(stream))
         try:
             while True:
-                done, _ = await asyncio.wait({waiting}, timeout=PATIENCE_S)
+                done, _ = await asyncio.wait({waiting}, timeout=self._patience_s)
                 if done:
                     first: Event | Failure | GivenBack = waiting.result()
                     return first
@@ -123,12 +136,37 @@ class RayEngine:
             waiting.cancel()
 
     async def _lives(self) -> None:
-        """As `check`, but asked once for all who wait: there may be thousands in line."""
+        """Asked once for all who wait: there may be thousands in line."""
         now_s = time.monotonic()
-        if self._asking is None or now_s - self._asked_s > PATIENCE_S / 2:
-            self._asked_s, self._asking = now_s, asyncio.ensure_future(self.check())
+        if self._asking is None or (self._asking.done() and now_s - self._asked_s > self._patience_s / 2):
+            self._asked_s, self._asking = now_s, asyncio.ensure_future(self._is_there())
             self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())  # somebody saw it
         await asyncio.shield(self._asking)
+
+    async def _is_there(self) -> None:
+        """EngineUnavailable where no replica lives.
+
+        One that is busy may be silent for a while, and one of several may have died: of those who wait nobody should
+        be refused for that.
+        """
+        with suppress(EngineUnavailable):
+            if await self._says_that_it_lives():
+                self._silent_since_s = None
+                return
+        answers = list[Any]()
+        try:
+            calling: Any = self._handle.broadcast("check")
+            answers = await calling.results_async(timeout_s=self._patience_s, return_exceptions=True)
+        except TimeoutError as e:
+            answers = [e]
+        except Exception:
+            answers = []  # there is none
+        now_s = time.monotonic()
+        silent = None not in answers and any(isinstance(answer, TimeoutError) for answer in answers)
+        self._silent_since_s = (self._silent_since_s or now_s) if silent else None
+        if None in answers or (self._silent_since_s and now_s - self._silent_since_s <= self._silence_s):
+            return
+        raise EngineUnavailable(_UNAVAILABLE)
 
 
 async def _result(calling: Any) -> Failure | None:
