@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -18,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from serve.database import is_migrated, open_database
 from serve.ledger import usage as told
 from serve.ledger.entry import NAMES
+from serve.made import FOLDER, read_made
 from serve.settings import Settings, SettingsError, embedded_config, instance_folder, load
 
 cli = typer.Typer(no_args_is_help=True, help="What was asked, answered and refused, by whom and for how much.")
@@ -91,6 +93,26 @@ def usage(
 
 
 @cli.command()
+def check(config: Config) -> None:
+    """Compare the ledger with what the engines of this machine handed out, killed ones too.
+
+    What no router received is lost, and billed to nobody. Exit status 1 if more was billed than made. Right when all
+    requests have ended; rows that `prune` forgot count as lost.
+    """
+    database = _open(config)
+    made = read_made(instance_folder(load(config).http.port) / FOLDER)
+    whole = sum(count.output_tokens for count in made.values())
+    found = told.accounted(database, list(made), min((c.since_s for c in made.values()), default=math.inf))
+    lost = whole - found.output_tokens
+    console.print(
+        f"starserve: {len(made)} engines made {whole} output tokens; the ledger has {found.output_tokens}; "
+        f"lost {max(0, lost)} ({found.lost_requests} requests lost, {found.open_requests} open)", markup=False,
+    )  # fmt: skip
+    if lost < 0:
+        _refuse(f"the ledger has {-lost} output tokens more than the engines made", 1)
+
+
+@cli.command()
 def prune(
     config: Config,
     before: Annotated[datetime, typer.Option(formats=DAYS, help="UTC; closed rows opened before are forgotten.")],
@@ -124,9 +146,9 @@ def _open(config: Path) -> Engine:
     return database
 
 
-def _refuse(sentence: str) -> NoReturn:
+def _refuse(sentence: str, status: int = 2) -> NoReturn:
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"starserve: {sentence}", markup=False)
-    raise typer.Exit(2)
+    raise typer.Exit(status)
 
 
 def _seconds(day: datetime | None, default: float) -> float:

@@ -35,7 +35,14 @@ class Deployment:
 
     def tenants(self, *arguments: str) -> str:
         """`starserve tenants …`, as an administrator runs it."""
-        whole = [sys.executable, "-m", "serve", "tenants", *arguments, "--config", str(self.stack.config)]
+        return self._command("tenants", *arguments, "--config", str(self.stack.config))
+
+    def ledger(self, *arguments: str) -> str:
+        """`starserve ledger …` of this deployment."""
+        return self._command("ledger", *arguments, str(self.stack.config))
+
+    def _command(self, *words: str) -> str:
+        whole = [sys.executable, "-m", "serve", *words]
         done = subprocess.run(whole, env=self.stack.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "serve"
 FLOORS = (
     {"words", "errors", "eight_bits"},
     {"services", "limit_settings", "model_settings", "settings", "fim", "prompts", "schemas", "plan", "fairshare",
-     "rights", "limits", "lengths", "affinity", "refused"},
+     "rights", "limits", "lengths", "affinity", "refused", "made"},
     {"starcoder", "database", "migrations"},
     {"tokens", "tenants", "limitstore", "ledger", "weights", "logs", "tracing", "engines"},
     {"answers", "jobs"},
@@ -34,7 +34,8 @@ WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker", "opened"]
                     "engine_run",
                     "batch_run", "static_run", "dataset_run", "model", "batch", "compare", "batch_command", "trace",
                     "bare_run", "rungs", "peers", "tiny_model", "ladder", "ladder_command", "ledger",
-                    "ledger_command", "arena", "fairness_command", "limits", "limits_command", "affinity",
+                    "ledger_command", "arena", "turns_run", "fairness_tables", "fairness_command",
+                    "limits", "limits_command", "affinity",
                     "affinity_command", "command"],
           "tenants": ["keys", "rows", "tables", "given", "reading", "writing", "acts", "store", "directory",
                       "following", "showing", "importing", "development"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from serve.ledger.entry import Entry
 from serve.ledger.journal import Line
 from serve.ledger.shipping import ship
 from serve.ledger.tables import write_entries
+from serve.made import FOLDER, Made
 from serve.settings import load
 from tests.stack import tiny_model
 
@@ -91,3 +93,37 @@ def test_the_url_of_the_database_is_never_shown(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "the database does not answer (OperationalError)" in done.stderr
     assert "canary" not in done.output + repr(load(config))
+
+
+def test_what_engines_made_and_no_router_received_is_told_as_lost(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STARSERVE_STATE", str(tmp_path))
+    assert "0 engines made 0 output tokens; the ledger has 0; lost 0 (0 requests lost, 0 open)" in told(config)
+    made = Made(tmp_path / "8000" / FOLDER, "alive")
+    write(tmp_path, Entry("a", NOON, NOON + 1, "done", engine="alive", output_tokens=30))
+    made.add(20)
+    made.add(10)
+    assert "1 engines made 30 output tokens; the ledger has 30; lost 0" in told(config)
+    killed = Made(tmp_path / "8000" / FOLDER, "killed")
+    killed.add(7)
+    later = time.time() + 1
+    write(tmp_path, Entry("b", later, later, "lost", engine="killed", output_tokens=4), Entry("c", later))
+    assert "2 engines made 37 output tokens; the ledger has 34; lost 3 (1 requests lost, 1 open)" in told(config)
+    write(tmp_path, Entry("d", later, later, "cancelled", output_tokens=4))  # its router died, and with it the name
+    done = run("check", config=config)
+    assert done.exit_code == 1
+    assert "the ledger has 1 output tokens more than the engines made" in done.stderr
+
+
+def told(config: Path) -> str:
+    done = run("check", config=config)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def write(folder: Path, *entries: Entry) -> None:
+    database = open_database(f"sqlite:///{folder}/rows.db")
+    with database.begin() as connection:
+        write_entries(connection, list(entries))
+    database.dispose()

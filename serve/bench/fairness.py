@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from serve.bench.arrivals import Closed
@@ -64,9 +65,17 @@ class Arena:
                 "ignore_eos": True, "stream_options": {"continuous_usage_stats": True}}  # fmt: skip
         return Request("/v1/completions", body)
 
-    def load(self, player: Player) -> Load:
+    def load(self, player: Player, staggered: int = 0) -> Load:
+        """`staggered`: so many first answers are of any length up to its own, as if they had begun before.
+
+        Answers of one length that begin together end together, for ever: at each end the engine would stand nearly
+        empty, then read a batch of prompts at once.
+        """
+        sent = count()
+
         def ask(draw: random.Random) -> Request:
-            return self.request(player, draw)
+            early = next(sent) < staggered
+            return self.request(replace(player, output=draw.randint(1, player.output)) if early else player, draw)
 
         key, address = self.keys[player.tenant], self.addresses.get(player.tenant, "")
         return Load(player.tenant, Closed(player.users), ask, key, address)
@@ -132,7 +141,7 @@ def neighbours(
     arena: Arena, light: Player, flood: Player, requests: int, most_s: float, places: int, seed: int
 ) -> dict[str, Any]:
     """The light player beside the flood, until it has had so many answers or the time is over."""
-    loads = [arena.load(flood), replace(arena.load(light), after_s=FILLING_S)]
+    loads = [arena.load(flood, staggered=places), replace(arena.load(light), after_s=FILLING_S)]
     ran = asyncio.run(run(arena.address, loads, most_s, seed, most=requests, cut=True, leader=light.tenant))
     of = _by_tenant(ran.samples)
     answered = [s for s in of[light.tenant] if s.outcome == "done"]

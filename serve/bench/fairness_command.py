@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from serve.bench.arena import Arm, arena
+from serve.bench.batch import engine_task
 from serve.bench.batch_command import numbers, one_model, prepared, print_table, refuse, say
+from serve.bench.child import findings
 from serve.bench.fairness import Player, alone, beside_refusals, crowd, neighbours, quantile, shares
+from serve.bench.fairness_tables import cost_table, crowd_table, neighbours_table, refusals_table, shares_table
 from serve.bench.report import machine_conditions
 from serve.bench.tiny_model import tiny as made_tiny
 from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
 from serve.weights.prepare import prepare
 
-Row = Mapping[str, Any]
+ARMS = {"fair": Arm("fair"), "fcfs": Arm("fcfs"), "reserve": Arm("fair", reserve=1)}  # of neighbours
 
 
 def fairness(
@@ -34,10 +36,14 @@ def fairness(
                                            "leaves them out.")] = 80,
     requests: Annotated[int, typer.Option(min=0, help="Of the light tenant beside a flood; 0 leaves that out.")] = 100,
     most: Annotated[float, typer.Option(min=10, help="Seconds that the light tenant may take for them.")] = 600,
+    beside: Annotated[str, typer.Option(help="Which queues the light tenant meets, of fair, fcfs and reserve.")]
+    = "fair,fcfs,reserve",
     together: Annotated[float, typer.Option("--crowd", min=0, help="Seconds of 8 requests at a time beside 200 on two "
                                             "engines; 0 leaves that out.")] = 60,
     flood: Annotated[float, typer.Option(min=0, help="Refused requests per second beside the light tenant; 0 leaves "
                                          "that out.")] = 2000,
+    rounds: Annotated[int, typer.Option(min=0, help="Of what the queue costs in throughput, policies in turn on one "
+                                        "engine; 0 leaves that out.")] = 8,
     tiny: Annotated[bool, typer.Option("--tiny", help="A tiny random model of the same architecture.")] = False,
     change: Annotated[list[str] | None, typer.Option("--set", help="engine.cores=1: a field of the model.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
@@ -46,8 +52,11 @@ def fairness(
 
     Shares: a heavy tenant (many requests, long answers) and a light one that both always wait. Neighbours: a light
     tenant that asks one request at a time beside a flood of 64 that always wait, and beside requests that are refused.
-    Crowd: a tenant with 8 requests at a time beside one with 200, on two engines.
+    Crowd: a tenant with 8 requests at a time beside one with 200, on two engines. Cost: throughput of one engine under
+    each policy.
     """
+    if unknown := sorted(set(chosen := beside.split(",")) - set(ARMS)):
+        raise typer.BadParameter(f"--beside: {unknown[0]!r} is none of {', '.join(ARMS)}")
     try:
         settings, cache = one_model(load(config), model, change or []), cache_folder()
         folder = prepared(settings)
@@ -62,15 +71,17 @@ def fairness(
                 "shares": [stage.shares(arm, weight, seconds)
                            for weight, arm in _arms(numbers(weights), numbers(routers), numbers(engines))
                            if seconds],
-                "neighbours": stage.neighbours(requests, most) if requests else [],
+                "neighbours": stage.neighbours(requests, most, chosen) if requests else [],
                 "crowd": stage.crowd(together) if together else [],
                 "refusals": stage.refusals(flood) if flood else None,
+                "cost": stage.cost(folder, rounds) if rounds else [],
             }  # fmt: skip
     except SettingsError as e:
         return refuse(str(e))
     except RuntimeError as e:
         return refuse(str(e), 1)
-    for name, table in (("shares", shares_table), ("crowd", crowd_table), ("neighbours", neighbours_table)):
+    for name, table in (("shares", shares_table), ("crowd", crowd_table), ("neighbours", neighbours_table),
+                        ("cost", cost_table)):  # fmt: skip
         if report[name]:
             print_table(table(report[name]))
     if report["refusals"]:
@@ -100,12 +111,11 @@ class Stage:
         say(f"{arm.name}, weights {weight}:1: heavy got {100 * told['share']['heavy']:.1f} %")
         return {"arm": arm.name, "weights": [weight, 1], **told}
 
-    def neighbours(self, requests: int, most_s: float) -> list[dict[str, Any]]:
+    def neighbours(self, requests: int, most_s: float, chosen: Sequence[str]) -> list[dict[str, Any]]:
         light, flood = Player("light", 1, 64, 32), Player("flood", self._places + 64, 64, 256)
         found = []
-        for arm in (Arm("fair"), Arm("fcfs"), Arm("fair", reserve=1)):
-            if arm.reserve:
-                light = replace(light, band="interactive")
+        for arm in (ARMS[name] for name in chosen):
+            light = replace(light, band="interactive" if arm.reserve else "standard")
             with arena(arm, self._settings, self._cache, self._vocabulary, [light, flood]) as up:
                 by_itself = alone(up, light, requests, seed=1)
                 told = neighbours(up, light, flood, requests, most_s, self._places, seed=2)
@@ -129,63 +139,10 @@ class Stage:
             found: dict[str, Any] = beside_refusals(up, light, flood, rate_s, 40, seed=4)
         return found
 
-
-def shares_table(found: Sequence[Row]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [
-        ("weights", "arm", "service heavy ÷ light", "fair", "fewest waiting", "requests sent", "tokens/s")
-    ]
-    for told in found:
-        got, weights = told["service"], told["weights"]
-        waiting = "/".join(str(min(told["least_waiting"][t], default=0)) for t in ("heavy", "light"))
-        rows.append((
-            f"{weights[0]}:{weights[1]}", told["arm"], f"{got['heavy'] / max(got['light'], 1e-9):.2f}",
-            f"{weights[0] / weights[1]:.2f}", waiting, f"{told['sent']['heavy']}/{told['sent']['light']}",
-            f"{told['output_tokens_s']:.0f}",
-        ))  # fmt: skip
-    return rows
-
-
-def neighbours_table(found: Sequence[Row]) -> list[tuple[str, ...]]:
-    """The light tenant's TTFT; the last columns compare with in order of arrival."""
-    in_order = next(told for told in found if told["arm"].startswith("fcfs"))
-    rows: list[tuple[str, ...]] = [
-        ("arm", "answers", "TTFT p95 s", "p50", "alone p95", "step ms", "alone + 3 steps", "÷ fcfs p95",
-         "batch full %", "fewest waiting", "tokens/s ÷ fcfs")
-    ]  # fmt: skip
-    for told in found:
-        p95, by_itself = quantile(told["ttft_s"], 0.95), quantile(told["alone"]["ttft_s"], 0.95)
-        rows.append((
-            told["arm"], str(len(told["ttft_s"])), f"{p95:.3f}", f"{statistics.median(told['ttft_s']):.3f}",
-            f"{by_itself:.3f}", f"{1000 * told['step_s']:.0f}", f"{by_itself + 3 * told['step_s']:.3f}",
-            f"{p95 / quantile(in_order['ttft_s'], 0.95):.3f}", f"{100 * told['full']:.0f}",
-            str(told["least_waiting"]), f"{told['output_tokens_s'] / in_order['output_tokens_s']:.3f}",
-        ))  # fmt: skip
-    return rows
-
-
-def crowd_table(found: Sequence[Row]) -> list[tuple[str, ...]]:
-    """`due`: the smaller of what the few make by themselves and their share by weight, of what all make.
-
-    Eight requests can have no more than 8 of the engines' places: where those are many, that is the bound.
-    """
-    rows: list[tuple[str, ...]] = [
-        ("8 beside 200", "places", "share %", "due %", "got ÷ due", "fewest waiting", "tokens/s"),
-    ]  # fmt: skip
-    for told in found:
-        waiting = "/".join(str(min(told["least_waiting"][t], default=0)) for t in ("few", "many"))
-        rows.append((
-            told["arm"], str(told["places"]), f"{100 * told['got']:.1f}", f"{100 * told['due']:.1f}",
-            f"{told['got'] / told['due']:.2f}", waiting, f"{told['output_tokens_s']:.0f}",
-        ))  # fmt: skip
-    return rows
-
-
-def refusals_table(told: Row) -> list[tuple[str, ...]]:
-    flood, by_itself = told["flood"], told["alone"]["ttft_s"]
-    ended = ", ".join(f"{name} {number}" for name, number in sorted(flood["ended"].items()))
-    return [
-        ("refusals per second", "ended", "answers beside", "TTFT p50 s", "p95", "alone p50", "p95"),
-        (f"{flood['sent'] / flood['seconds']:.0f}", ended, str(len(told["ttft_s"])),
-         f"{quantile(told['ttft_s'], 0.5):.3f}", f"{quantile(told['ttft_s'], 0.95):.3f}",
-         f"{quantile(by_itself, 0.5):.3f}", f"{quantile(by_itself, 0.95):.3f}"),
-    ]  # fmt: skip
+    def cost(self, folder: Path, rounds: int) -> list[dict[str, Any]]:
+        task = {**engine_task(self._settings, folder), "vocabulary": self._vocabulary, "rounds": rounds}
+        found = list[dict[str, Any]]()
+        for run in findings("serve.bench.turns_run", task, "the queue's cost"):
+            found.append(run)
+            say(f"{run['arm']}: {run['output_tokens_s']:.0f} tokens/s, {run['cpu_us_per_token']:.1f} µs CPU per token")
+        return found

@@ -27,6 +27,7 @@ from serve.engines.vllm import VllmEngine
 from serve.errors import EngineLost, EngineUnavailable, ServeError
 from serve.jobs import preambles
 from serve.logs import logger, write_line
+from serve.made import FOLDER, Made
 from serve.model_settings import Model
 from serve.settings import Settings, SettingsError, Tracing
 from serve.tracing import Traces
@@ -66,7 +67,9 @@ class RouterReplica:
 class EngineReplica:
     """One vLLM engine. It exits when the engine core dies; Ray Serve then starts another."""
 
-    async def __init__(self, model: Model, folder: Path, tracing: Tracing) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, model: Model, folder: Path, tracing: Tracing, made: Path
+    ) -> None:
         try:
             await asyncio.to_thread(verify, folder)
             self._traces = Traces(tracing, "engine")
@@ -76,6 +79,7 @@ class EngineReplica:
             self._engine = Receipts(self._turns, queues=True)
             self._peers: Any = None
             self._name = ray_serve.get_replica_context().replica_id.unique_id
+            self._made = Made(made, self._name)
             await self._vllm.warm_up()
             for name, reason in (await self._vllm.load_adapters()).items():
                 write_line(f"not served: {model.name}: adapter {name}: vLLM refuses it: {reason}")
@@ -101,6 +105,7 @@ class EngineReplica:
                     spans.started(event.start)
                     event = event._replace(start=event.start._replace(engine=self._name))
                 made += len(event.token_ids)
+                self._made.add(len(event.token_ids))
                 yield event
         except Moved as e:
             yield GivenBack(e.waited_s, e.toward)
@@ -168,7 +173,10 @@ def _ranks(model: Model, folder: Path) -> dict[str, int]:
 
 def application_of(settings: Settings, folders: Mapping[str, Path], instance: Path) -> Any:
     """The Ray Serve application: a router bound to the engines. `instance`: its folder."""
-    engines = {f"engine_{i}": _engine(m, folders[m.name], settings.tracing) for i, m in enumerate(settings.models)}
+    made = instance / FOLDER
+    engines = {
+        f"engine_{i}": _engine(m, folders[m.name], settings.tracing, made) for i, m in enumerate(settings.models)
+    }
     router = ray_serve.deployment(
         name="router",
         num_replicas=settings.router.replicas,
@@ -180,7 +188,7 @@ def application_of(settings: Settings, folders: Mapping[str, Path], instance: Pa
     return router.bind(settings, dict(folders), instance, **engines)
 
 
-def _engine(model: Model, folder: Path, tracing: Tracing) -> Any:
+def _engine(model: Model, folder: Path, tracing: Tracing, made: Path) -> Any:
     engine = model.engine
     gpus = engine.ranks if engine.device == "gpu" else 0
     deployment: Any = ray_serve.deployment(
@@ -192,7 +200,7 @@ def _engine(model: Model, folder: Path, tracing: Tracing) -> Any:
         ray_actor_options={"num_cpus": engine.cores, "num_gpus": gpus},
         **_choice(model, folder),
     )(EngineReplica)
-    return deployment.bind(model, folder, tracing)
+    return deployment.bind(model, folder, tracing, made)
 
 
 def _choice(model: Model, folder: Path) -> dict[str, Any]:

@@ -105,6 +105,28 @@ def spent(database: sa.Engine, tenant: Tenant, level: Level, now_s: float) -> Sp
     return Spent(int(day_tokens or 0), int(month_cost or 0))
 
 
+class Accounted(NamedTuple):
+    """What the ledger has of some engines."""
+
+    output_tokens: int
+    lost_requests: int
+    open_requests: int
+
+
+def accounted(database: sa.Engine, engines: Sequence[str], since_s: float) -> Accounted:
+    """Of these engines, and of requests opened since then whose engine nobody learned: their router was killed."""
+    total = Accounted(0, 0, 0)
+    nameless = (ledger.c.engine == "") & (ledger.c.opened_s >= since_s)
+    pages = [ledger.c.engine.in_(engines[at : at + PAGE]) for at in range(0, len(engines), PAGE)]
+    with database.connect() as connection:
+        for where in (nameless, *pages):
+            is_open, is_lost = ledger.c.closed_s.is_(None), ledger.c.outcome == "lost"
+            sums = (ledger.c.output_tokens, sa.case((is_lost, 1), else_=0), sa.case((is_open, 1), else_=0))
+            found = connection.execute(sa.select(*(sa.func.sum(each) for each in sums)).where(where)).one()
+            total = Accounted(*(before + int(more or 0) for before, more in zip(total, found, strict=True)))
+    return total
+
+
 def rows(database: sa.Engine, since_s: float, until_s: float, tenant_id: str | None = None) -> Iterator[dict[str, Any]]:
     """Every row, by the time at which it was opened; refusals that were only counted are not among them."""
     columns = [ledger.c[name] for name in NAMES]

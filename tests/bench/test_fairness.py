@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serve.bench.fairness import Arena, Player, alone, beside_refusals, crowd, neighbours, quantile, shares
-from serve.bench.fairness_command import crowd_table, neighbours_table, refusals_table, shares_table
+from serve.bench.fairness_tables import cost_table, crowd_table, neighbours_table, refusals_table, shares_table
 from tests.known_server import KnownServer
 
 TTFT_S, TPOT_S, SLOTS = 0.02, 0.01, 4
@@ -78,15 +79,44 @@ def test_varied_lengths_lie_around_the_given_one() -> None:
     assert arena.request(Player("t", 1, 4, 20), draw).body["max_tokens"] == 20
 
 
+def test_a_staggered_flood_begins_with_answers_of_any_length_and_goes_on_with_its_own() -> None:
+    load, draw = Arena("tiny", 500, {"t": ""}, "", {}).load(Player("t", 1, 4, 20), staggered=300), random.Random(0)
+    lengths = [load.requests(draw).body["max_tokens"] for _ in range(320)]
+    assert set(lengths[:300]) == set(range(1, 21))
+    assert lengths[300:] == [20] * 20
+
+
+def test_the_cost_of_a_queue_is_the_median_of_ratios_within_a_round() -> None:
+    def run(arm: str, output_tokens_s: float) -> dict[str, Any]:
+        return {"arm": arm, "output_tokens_s": output_tokens_s, "cpu_us_per_token": 10.0, "interactive": 64}
+
+    # The machine was half as fast in the second round: the ratios do not know.
+    found = [run("fair", 99), run("fcfs", 100), run("fair", 50), run("fcfs", 50), run("fair", 97), run("fcfs", 100)]
+    head, fair, in_order = cost_table(found)
+    assert dict(zip(head, fair, strict=True)) | {"÷ fcfs": "0.990", "lowest": "0.970", "highest": "1.000"} == dict(
+        zip(head, fair, strict=True)
+    )
+    assert dict(zip(head, in_order, strict=True))["÷ fcfs"] == "1.000"
+
+
 @pytest.mark.full
 def test_the_command_shows_that_the_fair_queue_is_fairer_than_the_order_of_arrival(tmp_path: Path) -> None:
     saved = tmp_path / "fairness.json"
-    command = [
-        sys.executable, "-m", "serve", "bench", "fairness", "--tiny", "--weights", "1", "--seconds", "40",
-        "--requests", "0", "--crowd", "0", "--flood", "0", "--set", "engine.max_num_seqs=4", "--set", "engine.cores=1",
-        "--save", str(saved),
-    ]  # fmt: skip
-    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
+    prepared = starserve("model", "prepare", cache=tmp_path)
+    assert prepared.returncode == 0, prepared.stdout + prepared.stderr
+    done = starserve(
+        "bench", "fairness", "--tiny", "--weights", "1", "--seconds", "40", "--requests", "0", "--crowd", "0",
+        "--flood", "0", "--rounds", "1", "--set", "engine.max_num_seqs=4", "--set", "engine.cores=1",
+        "--save", str(saved), cache=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    fair, in_order = (told["share"]["heavy"] for told in json.loads(saved.read_text())["shares"])
+    report = json.loads(saved.read_text())
+    fair, in_order = (told["share"]["heavy"] for told in report["shares"])
     assert 0.35 < fair < 0.65 < 0.9 < in_order
+    assert {run["arm"] for run in report["cost"]} == {"fair", "fcfs", "fair, reserve 1"}
+    assert all(run["output_tokens_s"] > 0 and run["interactive"] > 0 for run in report["cost"])
+
+
+def starserve(*words: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    command, environment = [sys.executable, "-m", "serve", *words], {**os.environ, "STARSERVE_CACHE": str(cache)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
