@@ -28,20 +28,28 @@ async def town_with(words_folder: Path, folder: Path, **given: Any) -> AsyncIter
 
 
 class Leaver:
-    """A client that sends its body and leaves after so many turns of the event loop, or is torn away with its task."""
+    """A client that sends its body and leaves after so many turns of the event loop, or is torn away with its task.
 
-    def __init__(self, town: Town, stream: bool, **changes: Any) -> None:
+    `at_work`: turns count from when the engine has its job, however long a thread took to read the body.
+    """
+
+    def __init__(self, town: Town, stream: bool, at_work: bool = False, **changes: Any) -> None:
         body = {"model": "tiny", **FORMS["/v1/completions"], "max_tokens": 6, "stream": stream, **changes}
         self._town, self._body, self._sent = town, json.dumps(body).encode(), False
-        self.turns = 0
+        self.turns, self._at_work = 0, at_work
 
     async def _receive(self) -> dict[str, Any]:
         if not self._sent:
             self._sent = True
             return {"type": "http.request", "body": self._body, "more_body": False}
-        for _ in range(self.turns):
-            await asyncio.sleep(0)
+        await self._wait(self.turns)
         return {"type": "http.disconnect"}
+
+    async def _wait(self, turns: int) -> None:
+        if self._at_work:
+            await self._town.engine.began.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
 
     async def _send(self, message: Any) -> None:
         await asyncio.sleep(0)
@@ -54,10 +62,10 @@ class Leaver:
             "query_string": b"", "root_path": "", "client": ("test", 1), "server": ("test", 80),
             "headers": [(b"authorization", f"Bearer {self._town.mallory}".encode())],
         }  # fmt: skip
+        self._town.engine.began.clear()
         serving = asyncio.create_task(self._town.app(scope, self._receive, self._send))
         if torn:
-            for _ in range(turns):
-                await asyncio.sleep(0)
+            await self._wait(turns)
             serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
 
@@ -67,13 +75,14 @@ async def test_whoever_leaves_at_any_turn_pays_for_what_was_made_and_holds_nothi
     town.engine.tpot_s = 0.0005
     points = [*range(24), *range(24, 400, 16)]
     for stream in (False, True):
-        for turns in points:
-            await Leaver(town, stream, n=2, temperature=1).leave(turns, torn)
+        for at_work in (False, True):
+            for turns in points:
+                await Leaver(town, stream, at_work, n=2, temperature=1).leave(turns, torn)
     assert set((await town.sizes()).values()) == {0}
     found = await town.ledger_rows()
     assert {"cancelled"} <= {row["outcome"] for row in found} <= {"cancelled", "done"}
     counted = await town.receipts.counted([f"{row['request_id']}-0" for row in found])
-    assert len(counted) >= len(points)
+    assert len(counted) >= 2 * len(points)  # all that left when they were at work
     for row in found:
         made = counted.get(f"{row['request_id']}-0")
         assert row["output_tokens"] == (made.usage.completion_tokens if made else 0)
