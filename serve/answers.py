@@ -55,11 +55,8 @@ async def _pump(queue: asyncio.Queue[tuple[int, Event | Exception]], place: int,
         await queue.put((place, e))
 
 
-async def echoed(stream: Events, prompt: str, choices: int, answer: bool) -> Events:
-    """The prompt as a first event of each choice, with its log-probabilities if they were asked for.
-
-    Without `answer` the prompt is all: the one token that an engine cannot help making is left out.
-    """
+async def echoed(stream: Events, prompt: str, choices: int) -> Events:
+    """The prompt as a first event of each choice, with its log-probabilities if they were asked for."""
     async with aclosing(stream) as events:
         async for event in events:
             if event.start:
@@ -67,9 +64,6 @@ async def echoed(stream: Events, prompt: str, choices: int, answer: bool) -> Eve
                 for choice in range(choices):
                     yield Event(choice, (), prompt, logprobs=scores, start=None if choice else event.start)
                 event = event._replace(start=None)
-            if not answer:
-                usage = event.usage and event.usage._replace(completion_tokens=0)
-                event = event._replace(token_ids=(), text="", logprobs=None, usage=usage)
             yield event
 
 

@@ -147,4 +147,4 @@ def _max_tokens(ask: Ask, prompt: int, context: int, ceiling: int | None) -> int
             f"{field} has {prompt} tokens and max_tokens is {wanted}; together they exceed this model's context of "
             f"{context} tokens", "max_tokens",
         )  # fmt: skip
-    return max(1, wanted)  # 0 with echo: an engine makes at least one token, which `echoed` leaves out
+    return wanted

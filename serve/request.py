@@ -114,7 +114,7 @@ class Corridor:
             return events
         run, whose = self._tokenizers.run, job.share.tenant_id
         text = prompt if isinstance(prompt, str) else await run(whose, served.vocabulary.decode, prompt)
-        return echoed(events, text, ask.sampling.n, answer=ask.sampling.max_tokens != 0)
+        return echoed(events, text, ask.sampling.n)
 
 
 def _describe(record: Record, ask: Ask, served: Served, jobs: Sequence[Job]) -> None:

@@ -85,7 +85,7 @@ class Sampling:
     """What the engine may vary. The names and neutral values are OpenAI's and vLLM's.
 
     In an `Ask`, `max_tokens`, `temperature` and `top_p` may be None: the model's defaults, and whatever fits (16 on
-    raw completions). In a `Job` nothing is open.
+    raw completions). In a `Job` nothing is open. With `max_tokens` 0 the prompt is scored and nothing is made.
     """
 
     max_tokens: int | None = None

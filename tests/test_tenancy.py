@@ -102,10 +102,12 @@ def test_a_light_tenant_is_answered_while_a_flood_still_waits(deployment: Deploy
 def test_the_ledger_has_every_token_that_the_engines_made(deployment: Deployment, keys: dict[str, str]) -> None:
     ask(deployment, keys["heavy"], n=3, temperature=1)
     ask(deployment, keys["heavy"], prompt=["a", "b"])
+    ask(deployment, keys["heavy"], echo=True, logprobs=1, max_tokens=0)
     ask(deployment, keys["heavy"], max_tokens=-1)
     leave_streams(deployment, keys["heavy"], streams=4)
     found = deployment.settled()
     assert sum(row["output_tokens"] for row in found) == deployment.probe.output_tokens()
+    assert "lost 0 (" in deployment.ledger("check")
     left = [row for row in found if row["outcome"] == "cancelled"]
     assert len(left) == 4
     assert all(0 < row["output_tokens"] < LONG for row in left)

@@ -67,7 +67,7 @@ class FakeEngine:
         cached, began = self._cached(job), time.monotonic()
         first_s = 0.0 if cached else self.ttft_s
         choices = [_Choice(job, index) for index in range(job.sampling.n)]
-        made, step = 0, 0
+        made, step, begun = 0, 0, False
         while open_choices := [choice for choice in choices if not choice.finished]:
             step += 1
             due = began + first_s + (step - 1) * self.tpot_s
@@ -75,9 +75,10 @@ class FakeEngine:
             if self.fail_after is not None and step > self.fail_after:
                 raise EngineLost("the engine stopped while it answered")
             for choice in open_choices:
-                event, made = choice.next(), made + 1
-                if made == 1:
-                    event = event._replace(start=_start(job, cached, queue_s))
+                event = choice.next()
+                made += len(event.token_ids)
+                if not begun:
+                    event, begun = event._replace(start=_start(job, cached, queue_s)), True
                 if all(c.finished for c in choices):
                     event = event._replace(usage=Usage(len(job.prompt_ids), made, cached))
                 yield event
@@ -98,6 +99,9 @@ class _Choice:
 
     def next(self) -> Event:
         job, sampling = self._job, self._job.sampling
+        if sampling.max_tokens == 0:
+            self.finished = True
+            return Event(self._index, (), "", "length")
         token = job.prompt_ids[(self._made + self._index) % len(job.prompt_ids)]
         self._made += 1
         piece, self._text = f"<{token}>", f"{self._text}<{token}>"

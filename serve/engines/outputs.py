@@ -10,26 +10,32 @@ from serve.words import Event, Finish, Job, Start, TokenLogprob, Usage
 
 
 class OutputReader:
-    """Turns vLLM's outputs of one job into events."""
+    """Turns vLLM's outputs of one job into events.
+
+    vLLM cannot help making one token. Of a job that wants none, nobody hears of it, whoever counts.
+    """
 
     def __init__(self, job: Job) -> None:
-        self._job, self.made, self._cached = job, 0, 0
+        self._job, self.made, self._cached, self._begun = job, 0, 0, False
 
     def events(self, output: Any) -> list[Event]:
-        events, sampling = list[Event](), self._job.sampling
-        for choice in output.outputs:
-            start = None if self.made or events else self._start(output)
-            self.made += len(choice.token_ids)
-            scores = None
-            if choice.logprobs is not None:
-                pairs = zip(choice.token_ids, choice.logprobs, strict=True)
-                scores = tuple(_score(i, found, sampling.logprobs or 0) for i, found in pairs)
-            finish = _finish(choice.finish_reason)
-            events.append(Event(choice.index, tuple(choice.token_ids), choice.text, finish, None, scores, start))
+        events = [self._event(choice, output) for choice in output.outputs]
         if output.finished and events:
             usage = Usage(len(self._job.prompt_ids), self.made, self._cached)
             events[-1] = events[-1]._replace(usage=usage)
         return events
+
+    def _event(self, choice: Any, output: Any) -> Event:
+        sampling, scores = self._job.sampling, None
+        start, self._begun = None if self._begun else self._start(output), True
+        finish = _finish(choice.finish_reason)
+        if sampling.max_tokens == 0:
+            return Event(choice.index, (), "", finish and "length", start=start)
+        self.made += len(choice.token_ids)
+        if choice.logprobs is not None:
+            pairs = zip(choice.token_ids, choice.logprobs, strict=True)
+            scores = tuple(_score(i, found, sampling.logprobs or 0) for i, found in pairs)
+        return Event(choice.index, tuple(choice.token_ids), choice.text, finish, None, scores, start)
 
     def left_s(self, gone_s: float) -> float:
         """Until `max_tokens` at the pace so far; `gone_s`: since the first output. Infinite while nobody knows."""

@@ -92,7 +92,7 @@ class Turns:
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
         waiter = self._enter(job)
         claim = waiter.claim
-        made, whole = 0, False
+        made, begun, whole = 0, False, False
         try:
             await self._turn(waiter)
             waited_s = time.monotonic() - claim.asked_s
@@ -100,6 +100,7 @@ class Turns:
             async with aclosing(self._engine.generate(job)) as events:
                 async for event in events:
                     if event.start:
+                        begun = True
                         self._policy.cached(claim, event.start.cached_tokens)
                         self._served(claim, PROMPT_COST * (event.start.prompt_tokens - event.start.cached_tokens))
                         event = event._replace(start=event.start._replace(queue_s=event.start.queue_s + waited_s))
@@ -115,7 +116,7 @@ class Turns:
         finally:
             if whole:
                 self._backlog.answered(made / claim.sequences)
-            self._leave(waiter, begun=made > 0)
+            self._leave(waiter, begun)
 
     def _enter(self, job: Job) -> _Waiter:
         share = job.share

@@ -165,8 +165,9 @@ def _parameters(sampling: Sampling) -> Any:
 
     structured = StructuredOutputsParams(json=sampling.json_schema) if sampling.json_schema else None
     return SamplingParams(
-        max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p, n=sampling.n,
-        seed=sampling.seed, stop=list(sampling.stop), stop_token_ids=list(sampling.stop_token_ids),
+        max_tokens=1 if sampling.max_tokens == 0 else sampling.max_tokens, temperature=sampling.temperature,
+        top_p=sampling.top_p, n=sampling.n, seed=sampling.seed, stop=list(sampling.stop),
+        stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos, min_tokens=sampling.min_tokens, top_k=sampling.top_k, min_p=sampling.min_p,
         presence_penalty=sampling.presence_penalty, frequency_penalty=sampling.frequency_penalty,
         repetition_penalty=sampling.repetition_penalty, logit_bias=dict(sampling.logit_bias) or None,

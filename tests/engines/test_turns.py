@@ -173,6 +173,14 @@ async def test_a_prompt_of_which_nothing_came_is_not_charged() -> None:
     assert line.is_empty()
 
 
+async def test_a_prompt_that_is_only_scored_is_charged() -> None:
+    line, policy = Line(), FairShare()
+    line.turns = Turns(line.engine, Queue(), 1, policy)
+    (event,) = await line.ask(job("scorer", tokens=0))
+    assert (event.token_ids, event.finish) == ((), "length")
+    assert policy.served("scorer") == 3
+
+
 async def test_the_wait_for_the_turn_is_told_as_queue_time() -> None:
     line = Line()
     held = await line.holding()

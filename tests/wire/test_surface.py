@@ -87,7 +87,7 @@ async def test_echo_with_logprobs_scores_the_prompt_and_zero_tokens_score_nothin
     assert scores["text_offset"][-1] == len("def f(") - len(scores["tokens"][-1])
     if not stream:
         assert answer.json()["usage"]["completion_tokens"] == 0
-    assert door.engine.jobs[0].sampling.max_tokens == 1
+    assert door.engine.jobs[0].sampling.max_tokens == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
