@@ -61,7 +61,7 @@ def _waiting(samples: Sequence[Sample], at_s: float) -> int:
     return sum(1 for s in samples if s.sent_s <= at_s < (s.first_s if s.first_s is not None else s.ended_s))
 
 
-def at_work(samples: Sequence[Sample], window: Window, every_s: float = 0.25) -> list[int]:
+def at_work(samples: Sequence[Sample], window: Window, every_s: float = 0.05) -> list[int]:
     """How many answers were between their first and last token, at marks in the window."""
     marks = int((window.until_s - window.from_s) / every_s)
     times = [window.from_s + mark * every_s for mark in range(marks)]

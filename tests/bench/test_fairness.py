@@ -51,13 +51,13 @@ def test_what_is_due_to_a_few_is_what_they_make_alone_where_that_is_less_than_th
 def test_beside_a_flood_the_light_one_waits_for_all_who_came_before_it(arena: Arena) -> None:
     light, flood = Player("light", 1, 20, 5), Player("flood", 12, 20, 20)
     by_itself = alone(arena, light, 5, seed=0)
-    told = neighbours(arena, light, flood, 5, most_s=30, places=SLOTS, seed=1)
+    told = neighbours(arena, light, flood, 10, most_s=30, places=SLOTS, seed=1)
     assert by_itself["ttft_s"][0] == pytest.approx(TTFT_S, abs=0.02)
     assert told["step_s"] == pytest.approx(TPOT_S, rel=0.3)
     # Eight or so before it, four at a time, each 0.02 + 19 * 0.01 s.
     assert quantile(told["ttft_s"], 0.5) == pytest.approx(3 * 0.21, rel=0.5)
-    # All four between their first and last token, which each is for 0.19 of its 0.21 s.
-    assert told["full"] == pytest.approx(0.67, abs=0.25)
+    # All four between their first and last token, which each is for 0.19 of its 0.21 s: seen for some five seconds.
+    assert told["full"] == pytest.approx(0.67, abs=0.3)
     assert told["least_waiting"] > 0
     rows = neighbours_table([{"arm": "fcfs", "alone": by_itself, **told}])
     assert dict(zip(*rows, strict=True))["÷ fcfs p95"] == "1.000"

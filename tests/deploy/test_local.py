@@ -30,8 +30,10 @@ def answers(stack: Stack) -> bool:
 def test_instances_live_side_by_side_and_a_start_after_a_crash_cleans_up(starcoder_folder: Path, cache: Path) -> None:
     settings = {"models": [tiny_model(starcoder_folder)]}
     with Stack(settings, cache) as first, Stack(settings, cache) as second:
-        first.start().ready()
-        second.start().ready()
+        first.start()
+        second.start()  # at once: neither may take the other's ports
+        first.ready()
+        second.ready()
         assert answers(first)
         assert answers(second)
 
