@@ -52,9 +52,10 @@ async def test_ttft_and_tpot_are_the_known_ones_within_2_ms_or_2_percent(words_f
 
     def is_known(measures: list[float], known_s: float, within_s: float) -> None:
         # A busy machine makes the server itself late (and a late first token makes the following ones seem fast):
-        # the least disturbed measure shows what the instrument adds, and most are near it.
-        assert min(measures) < known_s + within_s
-        assert known_s - within_s < statistics.median(measures) < known_s + 5 * within_s
+        # the least disturbed measures show what the instrument adds, and none of them is too short.
+        least, *_, quarter = sorted(measures)[: max(2, len(measures) // 4)]
+        assert known_s - within_s < least < known_s + within_s
+        assert quarter < known_s + 5 * within_s
 
     is_known([s.ttft_s or 0 for s in samples], 0.25, 0.005)
     is_known([s.tpot_s or 0 for s in samples], 0.03, 0.002)
