@@ -105,7 +105,7 @@ def test_the_command_shows_that_the_fair_queue_is_fairer_than_the_order_of_arriv
     prepared = starserve("model", "prepare", cache=tmp_path)
     assert prepared.returncode == 0, prepared.stdout + prepared.stderr
     done = starserve(
-        "bench", "fairness", "--tiny", "--weights", "1", "--seconds", "40", "--requests", "0", "--crowd", "0",
+        "bench", "fairness", "--tiny", "--weights", "1", "--seconds", "30", "--requests", "0", "--crowd", "0",
         "--flood", "0", "--rounds", "1", "--set", "engine.max_num_seqs=4", "--set", "engine.cores=1",
         "--save", str(saved), cache=tmp_path,
     )  # fmt: skip
