@@ -151,7 +151,7 @@ def neighbours(
         "ttft_s": _ttfts(answered),
         # Not the gap between chunks: under load several tokens share one.
         "step_s": statistics.median(t for s in of[flood.tenant] if s.outcome == "done" and (t := s.tpot_s)),
-        "full": sum(1 for n in busy if n >= places) / len(busy),
+        "full": statistics.fmean(min(n, places) for n in busy) / places,  # between first and last token, as seen here
         "least_waiting": min(least_waiting(of[flood.tenant], window), default=0),
         "output_tokens_s": output_tokens(ran.samples, window) / (window.until_s - window.from_s),
         "errors": _errors(ran.samples),

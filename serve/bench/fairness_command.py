@@ -22,6 +22,7 @@ from serve.bench.tiny_model import tiny as made_tiny
 from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
 from serve.weights.prepare import prepare
 
+RUN_S = 12.0  # of each policy, in each round of what the queue costs
 ARMS = {"fair": Arm("fair"), "fcfs": Arm("fcfs"), "reserve": Arm("fair", reserve=1)}  # of neighbours
 
 
@@ -140,7 +141,8 @@ class Stage:
         return found
 
     def cost(self, folder: Path, rounds: int) -> list[dict[str, Any]]:
-        task = {**engine_task(self._settings, folder), "vocabulary": self._vocabulary, "rounds": rounds}
+        task = {**engine_task(self._settings, folder), "vocabulary": self._vocabulary, "rounds": rounds,
+                "seconds": RUN_S}  # fmt: skip
         found = list[dict[str, Any]]()
         for run in findings("serve.bench.turns_run", task, "the queue's cost"):
             found.append(run)

@@ -76,14 +76,15 @@ def cost_table(found: Sequence[Row]) -> list[tuple[str, ...]]:
     """Medians of the rounds, and of the ratios within a round. CPU: of queue and reader, not of the engine core."""
     names = list(dict.fromkeys(str(told["arm"]) for told in found))
     of = {name: [told for told in found if told["arm"] == name] for name in names}
-    rows: list[tuple[str, ...]] = [("one engine, policies in turn", "rounds", "tokens/s", "÷ fcfs", "lowest", "highest",
-                                    "CPU µs/token", "tokens in band interactive")]  # fmt: skip
+    rows: list[tuple[str, ...]] = [("one engine, policies in turn", "rounds", "tokens/s", "compared with", "ratio",
+                                    "lowest", "highest", "CPU µs/token", "tokens in band interactive")]  # fmt: skip
     for name, runs in of.items():
-        ratios = [a["output_tokens_s"] / b["output_tokens_s"] for a, b in zip(runs, of["fcfs"], strict=True)]
+        other = name.replace("reserve 1, ", "") if "reserve" in name else "fcfs"
+        ratios = [a["output_tokens_s"] / b["output_tokens_s"] for a, b in zip(runs, of[other], strict=True)]
         medians = [statistics.median(run[n] for run in runs)
                    for n in ("output_tokens_s", "cpu_us_per_token", "interactive")]  # fmt: skip
         rows.append((
-            name, str(len(runs)), f"{medians[0]:.0f}", f"{statistics.median(ratios):.3f}", f"{min(ratios):.3f}",
+            name, str(len(runs)), f"{medians[0]:.0f}", other, f"{statistics.median(ratios):.3f}", f"{min(ratios):.3f}",
             f"{max(ratios):.3f}", f"{medians[1]:.1f}", f"{medians[2]:.0f}",
         ))  # fmt: skip
     return rows
