@@ -44,26 +44,25 @@ async def measured(
     return await run(server.address, [Load("t", arrivals, requests, server.key)], 60, seed, most)
 
 
-async def test_ttft_and_tpot_are_the_known_ones(words_folder: Path) -> None:
+async def test_ttft_and_tpot_are_the_known_ones_within_2_ms_or_2_percent(words_folder: Path) -> None:
+    measures: list[list[float]] = [[], [], [], []]
+    known = ((0.25, 0.005), (0.03, 0.002), (0.03, 0.002), (0.25 + 19 * 0.03, 0.02 * 0.82))
     with KnownServer(words_folder, ttft_s=0.25, tpot_s=0.03) as server:
-        ran = await measured(server, Poisson(4), 12)
-    samples = ran.samples
-    assert {s.outcome for s in samples} == {"done"}
-
-    def is_known(measures: list[float], known_s: float, within_s: float) -> None:
-        # A busy machine makes the server itself late (and a late first token makes the following ones seem fast):
-        # an instrument that adds something adds it to the least of twelve too, one that leaves something out does so
-        # in most.
-        measures = sorted(measures)
-        assert measures[0] < known_s + within_s
-        assert measures[2] < known_s + 5 * within_s
-        assert measures[8] > known_s - within_s
-
-    is_known([s.ttft_s or 0 for s in samples], 0.25, 0.02)
-    is_known([s.tpot_s or 0 for s in samples], 0.03, 0.005)
-    is_known([statistics.median(s.gaps_s) for s in samples], 0.03, 0.005)
-    is_known([s.e2e_s for s in samples], 0.25 + 19 * 0.03, 0.1)
-    whole = summary(ran).all
+        # A busy machine makes the server itself late, so up to five times is looked for the requests that it left
+        # alone: an instrument that adds something adds it to those too.
+        for seed in range(5):
+            ran = await measured(server, Poisson(4), 12, seed=seed)
+            assert {s.outcome for s in ran.samples} == {"done"}
+            for s in ran.samples:
+                gap_s = statistics.median(s.gaps_s)
+                for found, measure in zip(measures, (s.ttft_s or 0, s.tpot_s or 0, gap_s, s.e2e_s), strict=True):
+                    found.append(measure)
+            if all(min(found) < at + within for found, (at, within) in zip(measures, known, strict=True)):
+                break
+    for found, (at, within) in zip(measures, known, strict=True):
+        assert min(found) < at + within
+        assert sorted(found)[len(found) * 2 // 3] > at - within  # what leaves something out does so in most
+    whole, samples = summary(ran).all, ran.samples
     assert (whole.output_tokens, whole.tokens_per_chunk, whole.cached_tokens) == (12 * TOKENS, 1.0, 0)
     assert whole.times["e2e_s"]["p50"] == pytest.approx(statistics.median(s.e2e_s for s in samples), rel=0.02)
 
