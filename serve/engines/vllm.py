@@ -57,8 +57,9 @@ class VllmEngine:
         prepare_environment(model)
         if model.engine.device == "cpu":
             warm.begin_imports()
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with warm.without_collector():
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
 
         if model.engine.device == "cpu":
             warm.use_warm_processes()
