@@ -1,16 +1,24 @@
 # Two commands: `make serve` and `make test`. Both set up everything they need, once.
 CONFIG ?= configs/smollm2-cpu.yaml
 PYTHON ?= python3.11
+TIER = @.venv/bin/python -m tests.support.run
 
-.PHONY: serve test test-full format lock
+.PHONY: serve lint test-unit test test-full format lock
 serve: .venv/serve.done
 	@exec .venv/bin/starserve up $(CONFIG)
 
+# Each tier holds the one before it: the loop of a change, what CI runs, everything.
+lint: .venv/test.done
+	$(TIER) lint
+
+test-unit: .venv/test.done
+	$(TIER) unit
+
 test: .venv/test.done
-	@scripts/test
+	$(TIER) test
 
 test-full: .venv/test.done
-	@scripts/test full
+	$(TIER) full
 
 format: .venv/test.done
 	.venv/bin/ruff format . && .venv/bin/ruff check --fix .

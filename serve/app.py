@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 
 from serve.accounts import Accounts, NoBooks
+from serve.accounts import Spent as AskSpent
 from serve.engines.base import CountingEngine
 from serve.jobs import Served
-from serve.limitstore.memory import MemoryLimitStore
+from serve.ledger.ledger import Counters, Ledger
+from serve.ledger.usage import Spent, spent, usage
+from serve.limitstore.base import LimitStore
+from serve.limitstore.breaker import Observe as OnLimits
+from serve.limitstore.opened import opened
 from serve.logs import logger
 from serve.model_settings import Model
 from serve.prompts import Prompts
+from serve.recovering import Recovery
 from serve.request import Corridor, Observe
 from serve.settings import Settings
 from serve.tenants.directory import Tenants
@@ -26,46 +34,65 @@ from serve.tracing import Traces
 from serve.wire.api import Api, RequestIds, install_errors
 from serve.wire.docs import install_docs
 from serve.wire.openai import licence_of
-from serve.wire.usage import UsageOf
+from serve.words import Level, Tenant
 
 DESCRIPTION = "OpenAI-compatible, plus `/v1/instruct`, the Alpaca form. Every `/v1` route needs a key."
 
 Beside = Callable[[], Coroutine[Any, Any, None]]
+_COUNTERS_EVERY_S = 5.0
+
+
+class Router(NamedTuple):
+    """`app` serves; the others belong to it."""
+
+    app: FastAPI
+    accounts: Accounts
+    limits: LimitStore
 
 
 def build(
     settings: Settings,
     folders: Mapping[str, Path],
-    engine_of: Callable[[Model], CountingEngine],
+    engines: Mapping[str, CountingEngine],
     tenants: Tenants,
+    ledger: Ledger | None = None,
+    *,
     observe: Observe | None = None,
-    accounts: Accounts | None = None,
-    usage_of: UsageOf | None = None,
+    on_limits: OnLimits = lambda event, band: None,
+    on_ledger: Callable[[Counters], None] = lambda counters: None,
     beside: Sequence[Beside] = (),
-) -> FastAPI:
-    """The router's ASGI app. `folders`: prepared folder per model name; `engine_of`: who answers for a model.
+) -> Router:
+    """Join a router's parts. Deployments and test rigs both call this. By model: its prepared folder, and its engine.
 
-    `observe` gets the record of each request; without one it is logged. `accounts`: who counts and writes down; without
-    them limits are counted in memory and there is no ledger. `usage_of` reads the ledger. `beside`: what runs as long
-    as the app does.
+    Without a ledger nothing is written down. `observe` gets the record of each request; without one it is logged.
+    `on_limits` is told what happens while the shared store of limits is lost, `on_ledger` the ledger's counters.
+    `beside`: what else runs as long as the app does.
     """
+    limits = opened(settings.limit_store, settings.name, on_limits)
+    accounts = Accounts(limits, ledger or NoBooks(), _spent_in(ledger) if ledger else None)
     served = dict[str, Served]()
     for model in settings.models:
-        base = served_model(model, folders[model.name], engine_of(model))
+        base = served_model(model, folders[model.name], engines[model.name])
         served |= {model.name: base, **{a.name: replace(base, adapter=a.name) for a in model.adapters}}
     pool = TokenizerPool(settings.router.tokenizer_threads)
-    accounts = accounts or Accounts(MemoryLimitStore(), NoBooks())
     corridor = Corridor(served, pool, accounts, observe or logger(settings.logs), Traces(settings.tracing, "router"))
+    running = [*beside, accounts.keep_forgetting]
+    if ledger:
+        recovery = Recovery(settings.models, engines, ledger)
+        running += [lambda: _keep_shipping(ledger, on_ledger), recovery.keep_recovering]
     app = FastAPI(title="starserve", description=_description(settings.models), docs_url=None, redoc_url=None,
-                  redirect_slashes=False, lifespan=_running([*beside, accounts.keep_forgetting], accounts))  # fmt: skip
+                  redirect_slashes=False, lifespan=_running(running, accounts, limits))  # fmt: skip
+    usage_of = partial(usage, ledger.database) if ledger else None
     app.include_router(Api(corridor, tenants, pool, settings, usage_of).router())
     install_docs(app)
     install_errors(app)
     app.add_middleware(RequestIds, echo=settings.http.proxy == "haproxy")
-    return app
+    return Router(app, accounts, limits)
 
 
-def _running(beside: Sequence[Beside], accounts: Accounts) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _running(
+    beside: Sequence[Beside], accounts: Accounts, limits: LimitStore
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """The app's life: what runs beside it starts and ends with it. None of it may end by itself."""
 
     @asynccontextmanager
@@ -76,8 +103,27 @@ def _running(beside: Sequence[Beside], accounts: Accounts) -> Callable[[FastAPI]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await limits.close()
 
     return lifespan
+
+
+async def _keep_shipping(ledger: Ledger, tell: Callable[[Counters], None]) -> None:
+    """Ship the ledger as long as the app runs, and at the end what is left of it."""
+    await asyncio.to_thread(ledger.start)
+    try:
+        while True:
+            tell(ledger.counters())
+            await asyncio.sleep(_COUNTERS_EVERY_S)
+    finally:
+        await asyncio.to_thread(ledger.stop)
+
+
+def _spent_in(ledger: Ledger) -> AskSpent:
+    async def spent_by(tenant: Tenant, level: Level) -> Spent:
+        return await asyncio.to_thread(spent, ledger.database, tenant, level, time.time())
+
+    return spent_by
 
 
 def _description(models: Sequence[Model]) -> str:

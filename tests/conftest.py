@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.tiny_starcoder import CONTEXT, write_tokenizer
+
 if TYPE_CHECKING:
-    from tests.books import Books, Open
+    from tests.support.books import Books, Open
+    from tests.support.limit_stores import Clock
+
+pytest_plugins = ["tests.support.hub_fixtures", "tests.support.tiers"]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests share two cores: a second thread of torch would only spin until the first one has had its turn.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # pytest-xdist gives its workers a width; commands must not see it
 # Where vLLM puts the sockets to the cores that tests start in this process; it leaves them behind.
 SOCKETS = tempfile.TemporaryDirectory(prefix="tests-")
 os.environ["VLLM_RPC_BASE_PATH"] = SOCKETS.name
@@ -22,50 +30,6 @@ os.environ["VLLM_RPC_BASE_PATH"] = SOCKETS.name
 
 def pytest_unconfigure() -> None:
     SOCKETS.cleanup()
-
-
-CONTROL = [
-    "<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<filename>", "<gh_stars>",
-    "<issue_start>", "<issue_comment>", "<issue_closed>", "<jupyter_start>", "<jupyter_text>",
-    "<jupyter_code>", "<jupyter_output>", "<empty_output>", "<commit_before>", "<commit_msg>",
-    "<commit_after>", "<reponame>",
-]  # fmt: skip
-CHATML = (
-    "{% for m in messages %}{{ '<reponame>' + m['role'] + '\\n' + m['content'] + '<|endoftext|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<reponame>assistant\\n' }}{% endif %}"
-)
-CONTEXT = 2048
-
-
-def write_tokenizer(folder: Path) -> int:
-    """A byte-level BPE of our own with StarCoder's 19 control tokens. Returns the vocabulary's size."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=CONTROL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    # Of its own file: with another text it were another tokenizer, and the random model would answer differently.
-    corpus = (Path(__file__).parent / "corpus.txt").read_text()
-    words = f"{corpus}### Instruction:\n### Response:\n### Input:\nBelow is an instruction"
-    tokenizer.train_from_iterator([words], trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    described = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": CONTROL[0],
-        "bos_token": CONTROL[0],
-        "model_max_length": CONTEXT,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(described))
-    (folder / "chat_template.jinja").write_text(CHATML)
-    return int(tokenizer.get_vocab_size())
 
 
 @pytest.fixture(scope="session")
@@ -100,14 +64,22 @@ def starcoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def opened(words_folder: Path, tmp_path: Path) -> Iterator[Open]:
     """Opens doors with accounts; one after the other on the same ledger, as a router that starts again does."""
-    from tests.books import PRICED, Books
+    from tests.support.books import PRICED, Books
 
     made: list[Books] = []
 
-    def open_books(settings: Mapping[str, Any] = PRICED, **rows: Any) -> Books:
-        made.append(Books(words_folder, tmp_path, settings, **rows))
+    def open_books(settings: Mapping[str, Any] = PRICED, **door: Any) -> Books:
+        made.append(Books(words_folder, tmp_path, settings, **door))
         return made[-1]
 
     yield open_books
     for books in made:
         books.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Moved by the test alone."""
+    from tests.support.limit_stores import Clock
+
+    return Clock()

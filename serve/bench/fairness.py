@@ -114,11 +114,13 @@ def crowd(arena: Arena, few: Player, many: Player, for_s: float, seed: int) -> d
     return {**told, "alone_service_s": by_itself, "due": min(by_itself / whole, weights), "got": got}
 
 
-def beside_refusals(arena: Arena, light: Player, flood: Player, rate_s: float, requests: int, seed: int) -> Any:
-    """The light player by itself, then beside so many requests per second of one who is over its limit."""
+def beside_refusals(
+    arena: Arena, light: Player, flood: Player, rate_s: float, requests: int, seed: int, least_s: float = 10.0
+) -> Any:
+    """Run the light player by itself, then beside so many requests per second of one who is over its limit."""
     by_itself = alone(arena, light, requests, seed)
     request = arena.request(flood, random.Random(seed))
-    for_s = max(10.0, 1.5 * sum(by_itself["e2e_s"]))
+    for_s = max(least_s, 1.5 * sum(by_itself["e2e_s"]))
     task = {"address": arena.address, "key": arena.keys[flood.tenant], "path": request.path, "body": request.body,
             "rate_s": rate_s, "for_s": for_s}  # fmt: skip
     with ThreadPoolExecutor(1) as pool:

@@ -66,7 +66,7 @@ async def local_model(task: Mapping[str, Any]) -> AsyncIterator[LocalModel]:
     engine = VllmEngine(every_token(model), Path(task["folder"]))
     try:
         await engine.warm_up()
-        served = served_model(model, Path(task["folder"]), Receipts(engine))
+        served = served_model(model, Path(task["folder"]), Receipts(engine, queues=False))
         corridor = Corridor(
             {model.name: served}, TokenizerPool(settings.router.tokenizer_threads),
             Accounts(MemoryLimitStore(), NoBooks()), _forget, Traces(settings.tracing, "bench"),

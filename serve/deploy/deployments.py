@@ -15,21 +15,26 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
 from serve import app as application
+from serve.database import open_database
 from serve.deploy.handle import BROADCAST_S, Failure, GivenBack, RayEngine
 from serve.deploy.instance import NOT_STARTED
-from serve.deploy.metrics import QueueMetrics, RequestMetrics
+from serve.deploy.metrics import LedgerMetrics, LimitMetrics, QueueMetrics, RequestMetrics
 from serve.deploy.replica_choice import choice
-from serve.deploy.tenancy import Tenancy
+from serve.engines.assembly import assemble
 from serve.engines.moving import Moved, Room, keep_moving
-from serve.engines.receipts import Receipts
-from serve.engines.turns import Turns
 from serve.engines.vllm import VllmEngine
 from serve.errors import EngineLost, EngineUnavailable, ServeError
 from serve.jobs import preambles
+from serve.ledger.ledger import FOLDER as LEDGER
+from serve.ledger.ledger import Ledger
 from serve.logs import logger, write_line
-from serve.made import FOLDER, Made
+from serve.made import FOLDER as MADE
+from serve.made import Made
 from serve.model_settings import Model
 from serve.settings import Settings, SettingsError, Tracing
+from serve.tenants.development import open_store
+from serve.tenants.directory import Tenants
+from serve.tenants.following import follow
 from serve.tracing import Traces
 from serve.weights.adapters import checked
 from serve.weights.manifest import verify
@@ -50,18 +55,23 @@ class RouterReplica:
 
     def __serve_build_asgi_app__(self) -> Any:
         engines = {m.name: RayEngine(self._handles[f"engine_{i}"]) for i, m in enumerate(self._settings.models)}
-        replica = ray_serve.get_replica_context().replica_id.unique_id
-        tenancy = Tenancy(self._settings, self._instance, engines, replica)
-        log, metrics = logger(self._settings.logs), RequestMetrics(self._settings.metrics_tenants)
+        settings, replica = self._settings, ray_serve.get_replica_context().replica_id.unique_id
+        store = open_store(settings.database, self._instance)
+        tenants = Tenants(store.pepper)
+        tenants.refresh(store)  # blocks while it reads all tenants, once
+        database = open_database(settings.database.url_in(self._instance))
+        ledger = Ledger(self._instance / LEDGER, replica, database, write_line)
+        log, metrics = logger(settings.logs), RequestMetrics(settings.metrics_tenants)
 
         def observe(record: Record) -> None:
             log(record)
             metrics(record)
 
         return application.build(
-            self._settings, self._folders, lambda m: engines[m.name], tenancy.tenants, observe, tenancy.accounts,
-            tenancy.usage, tenancy.beside(),
-        )  # fmt: skip
+            settings, self._folders, engines, tenants, ledger,
+            observe=observe, on_limits=LimitMetrics(), on_ledger=LedgerMetrics(),
+            beside=[lambda: follow(tenants, store, write_line)],
+        ).app  # fmt: skip
 
 
 class EngineReplica:
@@ -74,12 +84,12 @@ class EngineReplica:
             await asyncio.to_thread(verify, folder)
             self._traces = Traces(tracing, "engine")
             self._vllm = VllmEngine(model, folder, metrics_through_ray=True, ranks=_ranks(model, folder))
-            places = model.engine.max_num_seqs
-            self._turns = Turns(self._vllm, model.engine.queue, places, on_turn=lambda job: self._engine.begin(job))
-            self._engine = Receipts(self._turns, queues=True)
             self._peers: Any = None
             self._name = ray_serve.get_replica_context().replica_id.unique_id
-            self._made = Made(made, self._name)
+            engine = model.engine
+            self._engine, self._turns = assemble(
+                self._vllm, engine.queue, engine.max_num_seqs, Made(made, self._name).add
+            )
             await self._vllm.warm_up()
             for name, reason in (await self._vllm.load_adapters()).items():
                 write_line(f"not served: {model.name}: adapter {name}: vLLM refuses it: {reason}")
@@ -105,7 +115,6 @@ class EngineReplica:
                     spans.started(event.start)
                     event = event._replace(start=event.start._replace(engine=self._name))
                 made += len(event.token_ids)
-                self._made.add(len(event.token_ids))
                 yield event
         except Moved as e:
             yield GivenBack(e.waited_s, e.toward)
@@ -173,7 +182,7 @@ def _ranks(model: Model, folder: Path) -> dict[str, int]:
 
 def application_of(settings: Settings, folders: Mapping[str, Path], instance: Path) -> Any:
     """The Ray Serve application: a router bound to the engines. `instance`: its folder."""
-    made = instance / FOLDER
+    made = instance / MADE
     engines = {
         f"engine_{i}": _engine(m, folders[m.name], settings.tracing, made) for i, m in enumerate(settings.models)
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from serve.engines.base import Engine
@@ -17,9 +17,11 @@ MOST = 100_000  # jobs remembered; beyond that the oldest is forgotten, and nobo
 class Receipts:
     """Engine over an engine. What it counts is what it handed out: tokens that never left are nobody's."""
 
-    def __init__(self, engine: Engine, most: int = MOST, queues: bool = False) -> None:
-        """`queues`: jobs wait in the engine for their turn, and `begin` tells when it comes."""
-        self._engine, self._most, self._queues = engine, most, queues
+    def __init__(
+        self, engine: Engine, count: Callable[[int], None] = lambda tokens: None, most: int = MOST, queues: bool = True
+    ) -> None:
+        """`count` gets each event's tokens. `queues`: jobs wait for their turn, and `begin` tells when it comes."""
+        self._engine, self._count, self._most, self._queues = engine, count, most, queues
         self._kept = OrderedDict[str, Counted]()
         self.lost = 0  # forgotten before anybody said so
         self.output_tokens = 0  # of all jobs so far; it only grows
@@ -68,6 +70,7 @@ class Receipts:
 
     def _note(self, job_id: str, event: Event) -> None:
         self.output_tokens += len(event.token_ids)
+        self._count(len(event.token_ids))
         if (known := self._kept.get(job_id)) is None:
             return
         usage = event.usage

@@ -16,6 +16,7 @@ from serve.ledger.refusals import ROWS_PER_S, Refusals
 from serve.ledger.shipping import Shipper
 from serve.words import Record
 
+FOLDER = "ledger"  # in the folder of an instance
 MARK_TOKENS = 256  # a mark at the first token and at each so many: what a dead router is known to have received
 
 
@@ -46,6 +47,7 @@ class Ledger:
         gets a sentence for the log, from another thread. `now`: unix seconds."""
         self._journal = Journal(folder, router, segment_bytes, most_bytes)
         self._refusals = Refusals(self._journal, rows_per_s)
+        self.folder, self.database = folder, database
         self._now, self._say = now, say
         self._next_mark: dict[str, int] = {}  # of each open request
         self._told_full = False

@@ -1,0 +1,141 @@
+"""What breaks a stack, on one of its own: killed routers and engines, a crash, a second signal. The order matters.
+
+The shared stack beside it must not feel any of it.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.support.deployment import LONG, Deployment, ask, broken_streams
+from tests.support.neighbours import Neighbours
+from tests.support.stack import Stack, wait_for
+
+CLUSTER = pytest.param("cluster", marks=pytest.mark.full)
+with_cluster = pytest.mark.parametrize("variant", ["haproxy", CLUSTER], indirect=True)
+alone = pytest.mark.parametrize("variant", ["haproxy"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def keys(own: Deployment) -> dict[str, str]:
+    """Of two tenants."""
+    made = own.enrol({"organisations": [{"id": "breaking", "tenants": [
+        {"id": "many", "keys": [{"name": "many"}]},
+        {"id": "few", "keys": [{"name": "few"}]},
+    ]}]})  # fmt: skip
+    wait_for(lambda: {ask(own, made["few"], path="/v1/models").status_code for _ in range(6)} == {200}, within_s=30)
+    return made
+
+
+@alone
+def test_ray_is_started_once_more_when_it_ends_while_it_starts(own: Deployment) -> None:
+    assert "Ray ended while it started; trying once more" in own.stack.said()
+    assert answers(own.stack)
+
+
+@alone
+def test_instances_that_start_at_once_live_side_by_side(own: Deployment, neighbours: Neighbours) -> None:
+    assert neighbours.answers()
+    assert answers(own.stack)
+
+
+@with_cluster
+def test_rows_of_a_killed_router_close_with_what_the_engines_made(own: Deployment, keys: dict[str, str]) -> None:
+    before = {row["request_id"] for row in own.settled()}
+    routers = own.stack.named("ray::ServeReplica:tested:router")
+    with broken_streams(own, keys["many"], 6):
+        for router in routers:
+            router.kill()
+    wait_for(lambda: ask(own, keys["few"]).status_code == 200, within_s=60)
+    found = [row for row in own.settled() if row["request_id"] not in before]
+    lost = [row for row in found if row["code"] == "router_lost"]
+    assert len(lost) == 6
+    assert all(row["output_tokens"] > 0 for row in lost)
+    assert sum(row["output_tokens"] for row in own.rows()) == own.probe.output_tokens()
+
+
+@with_cluster
+def test_rows_of_a_killed_engine_have_what_the_routers_received(own: Deployment, keys: dict[str, str]) -> None:
+    before = {row["request_id"] for row in own.settled()}
+    engines = own.stack.named("ray::ServeReplica:tested:engine-tiny")
+    with broken_streams(own, keys["many"], 4):
+        for engine in engines:
+            engine.kill()
+    wait_for(lambda: ask(own, keys["few"]).status_code == 200, within_s=120)
+    found = [row for row in own.settled() if row["request_id"] not in before]
+    logged = {line["request_id"]: line["output_tokens"] for line in own.stack.requests_logged()}
+    lost = [row for row in found if row["outcome"] == "lost"]
+    assert len(lost) == 4
+    assert all(row["output_tokens"] == logged[row["request_id"]] > 0 for row in lost)
+    told = own.ledger("check")
+    made, billed, unreceived, requests, still_open = (int(number) for number in re.findall(r"\d+", told)[1:])
+    print(told)  # what was lost differs from run to run
+    assert billed == sum(row["output_tokens"] for row in own.rows())
+    assert made == billed + unreceived
+    assert (requests, still_open) == (sum(row["outcome"] == "lost" for row in own.rows()), 0)
+
+
+def test_a_dead_engine_is_told_and_another_answers_within_a_minute(own: Deployment) -> None:
+    stack = own.stack
+    with stack.client() as client:
+        body = {"model": "tiny", "prompt": "x", "max_tokens": LONG}
+        cores = stack.named("VLLM::EngineCore")
+        with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(line for line in lines if line.startswith("data"))
+            for process in cores:
+                process.kill()
+            died = time.monotonic()
+            rest = "".join(lines)
+        assert '"code":"engine_lost"' in rest
+        assert "[DONE]" not in rest
+        refused = client.post("/v1/completions", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert client.get("/health").status_code == 503
+        wait_for(lambda: client.get("/health").status_code == 200, within_s=60)
+        assert client.post("/v1/completions", json={**body, "max_tokens": 2}).status_code == 200
+        assert time.monotonic() - died < 60
+
+
+@alone
+def test_a_start_after_a_crash_cleans_up_and_leaves_the_neighbour_alone(
+    own: Deployment, neighbours: Neighbours
+) -> None:
+    stack = own.stack
+    # All at once, so that no part can tidy up after another.
+    left = [*stack.below(), psutil.Process(stack.process.pid)]
+    engine = stack.named("VLLM::EngineCore")
+    for process in left:
+        if process not in engine:
+            process.kill()
+    stack.process.wait(10)
+    assert engine[0].is_running()
+    assert neighbours.answers()
+    stack.start().ready()
+    assert "that an earlier instance had left" in stack.said()
+    assert not engine[0].is_running() or engine[0].status() == psutil.STATUS_ZOMBIE
+    assert answers(stack)
+    assert neighbours.answers()
+
+
+@alone
+def test_a_second_signal_ends_it_at_once_and_the_neighbour_lives(own: Deployment, neighbours: Neighbours) -> None:
+    below = own.stack.below()
+    own.stack.signal(signal.SIGTERM)
+    time.sleep(0.3)
+    again = time.monotonic()
+    own.stack.signal(signal.SIGTERM)
+    own.stack.process.wait(30)
+    assert time.monotonic() - again < 5
+    assert [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert neighbours.answers()
+
+
+def answers(stack: Stack) -> bool:
+    with stack.client() as client:
+        return client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 2}).status_code == 200
