@@ -15,7 +15,7 @@ from typing import Any
 def findings(
     module: str, task: Mapping[str, Any], name: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[Any]:
-    """What `python -m MODULE` prints, as it prints it. RuntimeError with its last words where it fails."""
+    """What `python -m MODULE` prints, as it prints it. RuntimeError with its reason where it fails."""
     with (
         # vLLM puts the sockets to its core there and leaves them behind.
         tempfile.TemporaryDirectory(prefix="bench-") as sockets,
@@ -38,5 +38,12 @@ def findings(
             raise
         if status := process.wait():
             errors.seek(0)
-            words = errors.read().strip().splitlines()
-            raise RuntimeError(f"{name}: {words[-1] if words else f'ended with status {status}'}")
+            raise RuntimeError(f"{name}: {_reason(errors.read()) or f'ended with status {status}'}")
+
+
+def _reason(errors: str) -> str:
+    """The exception of the last traceback; else the last words. Libraries complain after both of what was not freed."""
+    lines = errors.strip().splitlines()
+    tracebacks = [place for place, line in enumerate(lines) if line.startswith("Traceback ")]
+    after = lines[tracebacks[-1] + 1 :] if tracebacks else []
+    return next((line for line in after if line and not line[0].isspace()), lines[-1] if lines else "")

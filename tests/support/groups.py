@@ -48,7 +48,7 @@ def turn_of(name: str) -> tuple[int, int, int, int]:
     variant = variant_of(name)
     place = len(VARIANTS) if variant is None else VARIANTS.index(variant)
     first = 0 if _LONG.search(name) else 1 if _ENGINES.search(name) else 2
-    return place, first, int(is_breaking(name)), int("e2e/test_stopping.py" in name)
+    return place, first, int("e2e/test_stopping.py" in name), int(is_breaking(name))
 
 
 def variant_of(name: str) -> str | None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tests.support.stack import Stack
 
@@ -61,6 +62,20 @@ class Probe:
         self._process.communicate(timeout=30)
 
 
+async def _sum(handles: Sequence[Any], method: str) -> int:
+    """Asked again while a replica that died stands in Ray's list."""
+    for left in reversed(range(30)):
+        try:
+            told = [await handle.broadcast(method).results_async(timeout_s=30) for handle in handles]
+        except Exception:
+            if not left:
+                raise
+            await asyncio.sleep(1)
+        else:
+            return sum(map(sum, told))
+    raise AssertionError("unreachable")
+
+
 async def main(address: str, *engines: str) -> None:
     import ray
     from ray import serve as ray_serve
@@ -68,8 +83,7 @@ async def main(address: str, *engines: str) -> None:
     ray.init(address=address, log_to_driver=False, namespace="serve")
     handles = [ray_serve.get_deployment_handle(engine, app_name="tested") for engine in engines]
     while line := await asyncio.to_thread(sys.stdin.readline):
-        told = [await handle.broadcast(line.strip()).results_async(timeout_s=30) for handle in handles]
-        print("sum", sum(map(sum, told)), flush=True)
+        print("sum", await _sum(handles, line.strip()), flush=True)
     os._exit(0)  # Ray's own farewell takes seconds
 
 

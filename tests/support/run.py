@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,9 +23,11 @@ from tests.support.tiers import REPORT
 
 ROOT = Path(__file__).parent.parent.parent
 VERIFIED = ROOT / "docs" / "verified.json"
+TIMES = ROOT / ".pytest_cache" / "times.jsonl"  # of each test of the last run
 BIN = Path(sys.executable).parent
 BUDGET_S = {"lint": 120.0, "unit": 90.0, "test": 480.0, "full": 3600.0}
 SLOWEST = 10
+_GROUPED = ("-n", "2", "--dist", "loadscope")  # as tests/support/groups.py says
 _SPREAD = ("-n", "2", "--dist", "worksteal")
 
 
@@ -65,12 +68,11 @@ def parts_of(tier: str, options: Sequence[str]) -> list[Part]:
     if tier == "unit":
         files = changed()
         return [*(lint(files) if files else []), pytest_of("unit", ["unit"], *_SPREAD, *options)]
-    grouped = ("-n", "2", "--dist", "loadscope")  # as tests/support/groups.py says
     parts = [
         *lint(),
         pytest_of("unit", ["unit"], *_SPREAD, *every, *options),
-        pytest_of("integration", ["integration"], *grouped, *every, *options),
-        pytest_of("e2e", ["e2e"], *grouped, *every, *options),
+        pytest_of("integration", ["integration"], *_GROUPED, *every, *options),
+        pytest_of("e2e", ["e2e"], *_GROUPED, *every, *options),
     ]
     return [*parts, pytest_of("perf", ["perf"], *every, *options)] if tier == "full" else parts
 
@@ -122,17 +124,25 @@ def main() -> int:
         runner = Runner(report, to_the_end=tier == "full")
         runner.run(parts_of(tier, options))
         told = [json.loads(line) for line in report.read_text().splitlines()]
+        TIMES.parent.mkdir(exist_ok=True)
+        shutil.copyfile(report, TIMES)
     whole_s = time.monotonic() - began
     print("\n" + "\n".join(summary(tier, runner.took, whole_s, told)), flush=True)
-    if runner.failed:
-        print(f"\nstarserve: failed: {', '.join(runner.failed)}")
-        return 1
-    if whole_s > 2 * BUDGET_S[tier]:
-        print(f"\nstarserve: {whole_s:.0f} s is above twice the budget: look for what hangs or has become slow")
+    if complaint := complaint_of(tier, whole_s, runner.failed):
+        print(f"\nstarserve: {complaint}")
         return 1
     if tier == "full" and not options:
         write_verified()
     return 0
+
+
+def complaint_of(tier: str, whole_s: float, failed: Sequence[str]) -> str | None:
+    """Why the run is no success."""
+    if failed:
+        return f"failed: {', '.join(failed)}"
+    if whole_s > 2 * BUDGET_S[tier]:
+        return f"{whole_s:.0f} s is above twice the budget: look for what hangs or has become slow"
+    return None
 
 
 def summary(tier: str, took: dict[str, float], whole_s: float, told: list[dict[str, object]]) -> list[str]:
@@ -140,18 +150,14 @@ def summary(tier: str, took: dict[str, float], whole_s: float, told: list[dict[s
     ran = {str(line["ran"]): float(str(line["seconds"])) for line in told if "ran" in line}
     slowest = sorted(ran, key=lambda name: -ran[name])[:SLOWEST]
     lines = ["The slowest tests, with what they set up:"] if slowest else []
-    lines += [f"{ran[name]:7.1f} s  {short(name)}" for name in slowest]
+    for name in slowest:
+        file, _, test = name.removeprefix("tests/").partition("::")
+        lines += [f"{ran[name]:7.1f} s  {file}", f"           {test[:69]}"]
     if tier == "test":
         lines += ["", "Only in the full tier (`make test-full`):", *left_out(told)]
         lines.append(f"  which last passed on {verified()}")
     lines += ["", *(f"{seconds:7.1f} s  {name}" for name, seconds in took.items())]
     return [*lines, f"{whole_s:7.1f} s  in all, of {BUDGET_S[tier]:.0f} s"]
-
-
-def short(name: str, width: int = 68) -> str:
-    """A test's name, cut in its middle."""
-    name = name.removeprefix("tests/")
-    return name if len(name) <= width else f"{name[: width - 31]}…{name[-30:]}"
 
 
 def left_out(told: list[dict[str, object]]) -> list[str]:
