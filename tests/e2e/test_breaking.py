@@ -107,6 +107,8 @@ def test_a_start_after_a_crash_cleans_up_and_leaves_the_neighbour_alone(
     own: Deployment, neighbours: Neighbours
 ) -> None:
     stack = own.stack
+    # An engine that has just been started again is written down within seconds.
+    wait_for(lambda: all(str(p.pid) in stack.recorded() for p in stack.named("VLLM::EngineCore")), within_s=60)
     # All at once, so that no part can tidy up after another.
     left = [*stack.below(), psutil.Process(stack.process.pid)]
     engine = stack.named("VLLM::EngineCore")

@@ -22,7 +22,7 @@ from tests.support.servers import Redis
 from tests.support.stack import Stack, wait_for
 
 LONG = 1500  # tokens of an answer that goes on for seconds
-CHOICES = 4  # of a client that goes away, so that it has gone long before the answer ends
+CHOICES = 8  # of a client that goes away, so that it has gone long before the answer ends
 
 
 class Deployment:
