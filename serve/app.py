@@ -80,8 +80,14 @@ def build(
     if ledger:
         recovery = Recovery(settings.models, engines, ledger)
         running += [lambda: _keep_shipping(ledger, on_ledger), recovery.keep_recovering]
-    app = FastAPI(title="starserve", description=_description(settings.models), docs_url=None, redoc_url=None,
-                  redirect_slashes=False, lifespan=_running(running, accounts, limits))  # fmt: skip
+    app = FastAPI(
+        title="starserve",
+        description=_description(settings.models),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_running(running, accounts, limits),
+    )
     usage_of = partial(usage, ledger.database) if ledger else None
     app.include_router(Api(corridor, tenants, pool, settings, usage_of).router())
     install_docs(app)

@@ -68,10 +68,16 @@ class RouterReplica:
             metrics(record)
 
         return application.build(
-            settings, self._folders, engines, tenants, ledger,
-            observe=observe, on_limits=LimitMetrics(), on_ledger=LedgerMetrics(),
+            settings,
+            self._folders,
+            engines,
+            tenants,
+            ledger,
+            observe=observe,
+            on_limits=LimitMetrics(),
+            on_ledger=LedgerMetrics(),
             beside=[lambda: follow(tenants, store, write_line)],
-        ).app  # fmt: skip
+        ).app
 
 
 class EngineReplica:

@@ -80,9 +80,11 @@ def shared(
             database, limits = entered.enter_context(postgres()), entered.enter_context(redis())
             database_url = database.url
             settings = {
-                "models": [tiny_model(starcoder_folder, replicas=2)], "router": {"replicas": 2},
-                "database": {"url": database_url}, "limit_store": {"redis_url": limits.url, "deadline_ms": 1000},
-            }  # fmt: skip
+                "models": [tiny_model(starcoder_folder, replicas=2)],
+                "router": {"replicas": 2},
+                "database": {"url": database_url},
+                "limit_store": {"redis_url": limits.url, "deadline_ms": 1000},
+            }
         stack = entered.enter_context(Stack(settings, cache)).start().ready()
         neighbours.tell(stack)
         probe = entered.enter_context(Probe(stack, [model["name"] for model in settings["models"]]))

@@ -24,10 +24,19 @@ alone = pytest.mark.parametrize("variant", ["haproxy"], indirect=True)
 @pytest.fixture(scope="module")
 def keys(own: Deployment) -> dict[str, str]:
     """Of two tenants."""
-    made = own.enrol({"organisations": [{"id": "breaking", "tenants": [
-        {"id": "many", "keys": [{"name": "many"}]},
-        {"id": "few", "keys": [{"name": "few"}]},
-    ]}]})  # fmt: skip
+    made = own.enrol(
+        {
+            "organisations": [
+                {
+                    "id": "breaking",
+                    "tenants": [
+                        {"id": "many", "keys": [{"name": "many"}]},
+                        {"id": "few", "keys": [{"name": "few"}]},
+                    ],
+                }
+            ]
+        }
+    )
     wait_for(lambda: {ask(own, made["few"], path="/v1/models").status_code for _ in range(6)} == {200}, within_s=30)
     return made
 

@@ -24,14 +24,28 @@ with_cluster = pytest.mark.parametrize("variant", ["haproxy", CLUSTER], indirect
 @pytest.fixture(scope="session")
 def keys(shared: Deployment) -> dict[str, str]:
     """Of the tenants of most tests."""
-    made = shared.enrol({"organisations": [{"id": "acme", "tenants": [
-        {"id": "heavy", "keys": [{"name": "heavy"}]},
-        {"id": "light", "keys": [{"name": "light"}]},
-        {"id": "limited", "limits": {"requests_per_minute": 3}, "keys": [{"name": "limited"}]},
-        {"id": "again", "limits": {"requests_per_minute": 3}, "keys": [{"name": "again"}]},
-        {"id": "batch", "band": "batch", "limits": {"concurrent_requests": 9}, "keys": [{"name": "batch"}]},
-        {"id": "counted", "limits": {"concurrent_requests": 9}, "keys": [{"name": "counted"}]},
-    ]}]})  # fmt: skip
+    made = shared.enrol(
+        {
+            "organisations": [
+                {
+                    "id": "acme",
+                    "tenants": [
+                        {"id": "heavy", "keys": [{"name": "heavy"}]},
+                        {"id": "light", "keys": [{"name": "light"}]},
+                        {"id": "limited", "limits": {"requests_per_minute": 3}, "keys": [{"name": "limited"}]},
+                        {"id": "again", "limits": {"requests_per_minute": 3}, "keys": [{"name": "again"}]},
+                        {
+                            "id": "batch",
+                            "band": "batch",
+                            "limits": {"concurrent_requests": 9},
+                            "keys": [{"name": "batch"}],
+                        },
+                        {"id": "counted", "limits": {"concurrent_requests": 9}, "keys": [{"name": "counted"}]},
+                    ],
+                }
+            ]
+        }
+    )
     last = list(made.values())[-1]
     # HAProxy asks routers in turn, and each of them learns of keys by itself.
     wait_for(lambda: {ask(shared, last, path="/v1/models").status_code for _ in range(6)} == {200}, KNOWN_WITHIN_S)
@@ -40,8 +54,9 @@ def keys(shared: Deployment) -> dict[str, str]:
 
 @with_cluster
 def test_a_new_key_opens_and_a_revoked_or_suspended_one_is_shut_within_five_seconds(shared: Deployment) -> None:
-    key = shared.enrol({"organisations": [{"id": "brief", "tenants": [
-        {"id": "guest", "keys": [{"name": "guest"}]}]}]})["guest"]  # fmt: skip
+    key = shared.enrol({"organisations": [{"id": "brief", "tenants": [{"id": "guest", "keys": [{"name": "guest"}]}]}]})[
+        "guest"
+    ]
     wait_for(lambda: ask(shared, key).status_code == 200, KNOWN_WITHIN_S)
     shared.tenants("suspend", "guest")
     wait_for(lambda: ask(shared, key).status_code == 403, KNOWN_WITHIN_S)

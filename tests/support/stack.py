@@ -47,9 +47,11 @@ class Stack:
         self.config.write_text(yaml.safe_dump(tested))
         self.address = f"http://127.0.0.1:{self.port}"
         self.environment = {
-            **os.environ, "STARSERVE_STATE": str(self.base), "STARSERVE_CACHE": str(cache),
+            **os.environ,
+            "STARSERVE_STATE": str(self.base),
+            "STARSERVE_CACHE": str(cache),
             "RAY_metrics_report_interval_ms": str(round(1000 * METRICS_EVERY_S)),
-        }  # fmt: skip
+        }
         self.output = self.base / "output"
         self._process: subprocess.Popen[bytes] | None = None
 

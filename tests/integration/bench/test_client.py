@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from serve.bench.arrivals import Arrivals, Closed, Poisson, Trace
+from serve.bench.arrivals import Closed, Poisson, Trace
 from serve.bench.client import Request
-from serve.bench.load import Load, Ran, run
+from serve.bench.load import Load, run
 from serve.bench.summary import summary
 from tests.support.known_server import KnownServer
-
-TOKENS = 20
-
-
-def new_prompt(draw: random.Random) -> Request:
-    ids = [draw.randrange(20, 500) for _ in range(40)]
-    return Request("/v1/completions", {"model": "tiny", "prompt": ids, "max_tokens": TOKENS})
-
-
-def same_prompt(_: random.Random) -> Request:
-    return new_prompt(random.Random(0))
-
-
-async def measured(
-    server: KnownServer,
-    arrivals: Arrivals,
-    most: int,
-    requests: Callable[[random.Random], Request] = new_prompt,
-    seed: int = 0,
-) -> Ran:
-    return await run(server.address, [Load("t", arrivals, requests, server.key)], 60, seed, most)
+from tests.support.measuring import measured, new_prompt, same_prompt
 
 
 async def test_times_are_those_of_the_server_and_wait_for_whoever_came_before(words_folder: Path) -> None:

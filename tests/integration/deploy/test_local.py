@@ -17,9 +17,12 @@ def refused(settings: dict[str, object], folder: Path, **environment: str) -> st
     config = folder / "c.yaml"
     config.write_text(yaml.safe_dump(settings))
     done = subprocess.run(
-        [sys.executable, "-m", "serve", "up", str(config)], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "serve", "up", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={**os.environ, "STARSERVE_STATE": "/tmp/ss-refused", **environment},
-    )  # fmt: skip
+    )
     assert done.returncode == 2, done.stdout
     assert "Traceback" not in done.stderr
     return done.stderr

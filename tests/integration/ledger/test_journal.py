@@ -29,8 +29,9 @@ def test_a_full_disk_is_told_once_and_loses_nothing(
     assert {row["outcome"] for row in stored(database).values()} == {"done"}
     assert len(stored(database)) == 50
     assert [sentence.split(" (")[0] for sentence in said] == [
-        "the ledger's journal cannot be written", "the ledger's journal can be written again; 0 lines were lost",
-    ]  # fmt: skip
+        "the ledger's journal cannot be written",
+        "the ledger's journal can be written again; 0 lines were lost",
+    ]
 
 
 def test_a_journal_that_reached_its_bound_goes_on_when_it_is_shipped(make: MakeLedger, database: sa.Engine) -> None:

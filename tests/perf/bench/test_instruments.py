@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import os
-import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from serve.bench.arrivals import Arrivals, Closed, Poisson, Trace
-from serve.bench.client import Request
-from serve.bench.load import Load, Ran, run
+from serve.bench.arrivals import Closed, Poisson, Trace
 from serve.bench.scheduling import first_in_line, waited_s
 from serve.bench.summary import summary
 from tests.support.known_server import KnownServer
-
-TOKENS = 20
-
-
-def new_prompt(draw: random.Random) -> Request:
-    ids = [draw.randrange(20, 500) for _ in range(40)]
-    return Request("/v1/completions", {"model": "tiny", "prompt": ids, "max_tokens": TOKENS})
-
-
-def same_prompt(_: random.Random) -> Request:
-    return new_prompt(random.Random(0))
-
-
-async def measured(
-    server: KnownServer,
-    arrivals: Arrivals,
-    most: int,
-    requests: Callable[[random.Random], Request] = new_prompt,
-    seed: int = 0,
-) -> Ran:
-    return await run(server.address, [Load("t", arrivals, requests, server.key)], 60, seed, most)
+from tests.support.measuring import TOKENS, measured
 
 
 async def test_ttft_and_tpot_are_the_known_ones_within_2_ms_or_2_percent(words_folder: Path) -> None:
