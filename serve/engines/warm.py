@@ -25,7 +25,7 @@ def begin_imports() -> None:
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Let imports run without passes of the garbage collector, which find nothing and cost a tenth of their time."""
+    """Let imports run without passes of the garbage collector, which find nothing and cost a quarter of their time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

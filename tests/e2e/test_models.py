@@ -28,14 +28,15 @@ from tests.support.collector import Collector
 from tests.support.door import FORMS
 from tests.support.openai_schema import assert_openai_shape
 from tests.support.schemas import GOOD, HOSTILE
-from tests.support.scores import assert_scores
+from tests.support.scores import (
+    Check,
+    Choices,
+    assert_choices_of_a_seed_are_the_engines,
+    assert_echo_scores_are_the_engines,
+    assert_logprobs_are_the_engines,
+)
 from tests.support.stack import Stack, tiny_model
-from tests.support.starcoder.models import PROMPT, bare_answer, by_hugging_face, ids_of
-
-
-def beside_the_bare_engine(test: Any) -> Any:
-    """In the full tier; tests/integration/wire/test_real_engine.py asks the same of a router in this process."""
-    return pytest.mark.full(pytest.mark.asyncio(loop_scope="module")(test))
+from tests.support.starcoder.models import PROMPT, by_hugging_face, ids_of
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +59,13 @@ async def bare(starcoder_folder: Path) -> AsyncIterator[VllmEngine]:
     engine.stop()
 
 
-async def choices(client: httpx.Client, body: dict[str, Any]) -> list[Any]:
-    answer = await asyncio.to_thread(client.post, "/v1/completions", json=body)
-    return list(answer.json()["choices"])
+def choices_of(client: httpx.Client) -> Choices:
+    async def choices(**changes: Any) -> list[Any]:
+        body = {"model": "tiny", "prompt": PROMPT, **changes}
+        answer = await asyncio.to_thread(client.post, "/v1/completions", json=body)
+        return list(answer.json()["choices"])
+
+    return choices
 
 
 @pytest.mark.parametrize("form", ASKS)
@@ -84,44 +89,16 @@ def test_the_models_are_listed_and_each_answers_under_its_own_name(client: httpx
     assert len(stack.named("VLLM::Worker")) == 3  # one rank, and two
 
 
-@beside_the_bare_engine
-async def test_logprobs_of_the_answer_are_the_bare_engines(
-    client: httpx.Client, bare: VllmEngine, starcoder_folder: Path
+@pytest.mark.full  # tests/integration/wire/test_real_engine.py asks the same of a router in its own process
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    "check",
+    [assert_logprobs_are_the_engines, assert_echo_scores_are_the_engines, assert_choices_of_a_seed_are_the_engines],
+)
+async def test_what_the_stack_serves_is_what_a_bare_engine_says(
+    client: httpx.Client, bare: VllmEngine, starcoder_folder: Path, check: Check
 ) -> None:
-    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "logprobs": 5}
-    (served,) = await choices(client, body)
-    events = await bare_answer(bare, ids_of(starcoder_folder), temperature=0.0, logprobs=5)
-    assert served["text"] == "".join(event.text for event in events)
-    assert_scores(served["logprobs"], [s for event in events for s in event.logprobs or ()])
-
-
-@beside_the_bare_engine
-async def test_echo_scores_the_prompt_as_the_bare_engine_does(
-    client: httpx.Client, bare: VllmEngine, starcoder_folder: Path
-) -> None:
-    ids = ids_of(starcoder_folder)
-    events = await bare_answer(bare, ids, max_tokens=1, logprobs=5, prompt_logprobs=5)
-    assert events[0].start is not None
-    for prompt in (PROMPT, ids):
-        body = {"model": "tiny", "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 5}
-        (served,) = await choices(client, body)
-        assert served["text"] == PROMPT
-        assert_scores(served["logprobs"], events[0].start.prompt_logprobs or ())
-
-
-@beside_the_bare_engine
-async def test_n_sampled_choices_of_a_seed_are_the_bare_engines_and_come_again(
-    client: httpx.Client, bare: VllmEngine, starcoder_folder: Path
-) -> None:
-    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 24, "n": 3, "temperature": 1.0,
-            "return_token_ids": True}  # fmt: skip
-    first, again, other = [await choices(client, {**body, "seed": seed}) for seed in (11, 11, 12)]
-    served = [choice["token_ids"] for choice in first]
-    events = await bare_answer(bare, ids_of(starcoder_folder), n=3, seed=11)
-    assert served == [[i for e in events if e.choice == c for i in e.token_ids] for c in range(3)]
-    assert served == [choice["token_ids"] for choice in again]
-    assert served != [choice["token_ids"] for choice in other]
-    assert len({tuple(ids) for ids in served}) == 3
+    await check(choices_of(client), bare, starcoder_folder)
 
 
 def test_several_prompts_are_answered_as_each_alone(client: httpx.Client) -> None:

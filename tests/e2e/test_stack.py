@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from tests.support.asks import ANSWER_TOKENS, ASKS, greedy_ids
+from tests.support.bad_adapters import BAD as BAD_ADAPTERS
 from tests.support.bad_requests import BAD, RAW
 from tests.support.deployment import Deployment
 from tests.support.door import FORMS, chunks, is_openai_error
@@ -87,7 +88,7 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(client: httpx.Clien
 
 
 def test_the_official_sdk_asks_and_streams(sdk: openai.OpenAI) -> None:
-    assert "tiny" in [model.id for model in sdk.models.list()]
+    assert {model.id for model in sdk.models.list()} == {"tiny", "pair", "good", *BAD_ADAPTERS}
     assert sdk.models.retrieve("tiny").id == "tiny"
     messages: Any = [{"role": "user", "content": "Sort."}]
     whole = sdk.chat.completions.create(model="tiny", messages=messages, max_tokens=20, temperature=0)
@@ -135,7 +136,7 @@ def test_a_client_that_leaves_frees_the_engine_within_two_seconds(shared: Deploy
         wait_for(partial(logged_more, stack, before), within_s=15)
         line = stack.requests_logged()[-1]
         assert line["outcome"] == "cancelled"
-        assert line["output_tokens"] < 8 * 8 * LONG
+        assert line["output_tokens"] < 8 * 8 * LONG / 2
 
 
 @pytest.mark.parametrize(("path", "change", "status", "param"), BAD)

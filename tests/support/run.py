@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.tiers import REPORT
+from tests.support.tiers import REPORT, TESTS
 
 ROOT = Path(__file__).parent.parent.parent
 VERIFIED = ROOT / "docs" / "verified.json"
@@ -164,7 +164,8 @@ def left_out(told: list[dict[str, object]]) -> list[str]:
     """Of each file: how many tests only the full tier runs."""
     names = [str(line["left_out"]) for line in told if "left_out" in line]
     of_file = Counter(re.sub(r"::.*", "", name).removeprefix("tests/") for name in names)
-    return [f"{number:7} in {file}" for file, number in sorted(of_file.items())]
+    perf = sorted(path.relative_to(TESTS) for path in (TESTS / "perf").rglob("test_*.py"))
+    return [*(f"{number:7} in {file}" for file, number in sorted(of_file.items())), *(f"    all in {p}" for p in perf)]
 
 
 def verified() -> str:

@@ -70,10 +70,11 @@ def test_a_summary_names_the_slowest_and_what_only_the_full_tier_runs_within_80_
     told: list[dict[str, object]] = [
         {"ran": f"tests/unit/test_{i}.py::test_{'long' * 30}", "seconds": float(i)} for i in range(20)
     ]
-    told += [{"left_out": f"tests/perf/test_a.py::test_{i}"} for i in range(3)]
+    told += [{"left_out": f"tests/e2e/test_a.py::test_{i}"} for i in range(3)]
     lines = summary("test", {"unit": 12.0}, 13.0, told)
     assert [line.split()[0] for line in lines if ".py" in line and " s " in line] == [f"{19.0 - i}" for i in range(10)]
-    assert "      3 in perf/test_a.py" in lines
+    assert "      3 in e2e/test_a.py" in lines
+    assert "    all in perf/bench/test_ladder.py" in lines
     assert "   13.0 s  in all, of 480 s" in lines
     assert max(map(len, lines)) <= 80
 

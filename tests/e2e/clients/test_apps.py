@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.bad_adapters import BAD
 from tests.support.clients.environments import HERE, node_of, python_of
 from tests.support.stack import Stack
 
@@ -65,7 +66,7 @@ def test_openai_node(stack: Stack, expected: dict[str, Any]) -> None:
         assert answer[name] == expected["chat"], name
     assert answer["completion"] == answer["completion_streamed"] == expected["completion"]
     assert answer["batch"] == expected["batch"]
-    assert "tiny" in answer["models"]
+    assert set(answer["models"]) == {"tiny", "pair", "good", *BAD}
     assert (answer["usage"], answer["logprobs"], answer["tool_calls"]) == (16, 16, [])
     assert answer["structured"].keys() == {"colour", "loud"}
     assert answer["refused"].endswith("AuthenticationError")

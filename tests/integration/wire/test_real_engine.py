@@ -15,9 +15,15 @@ from serve.engines.assembly import assemble
 from serve.engines.vllm import VllmEngine
 from serve.settings import parse
 from tests.support.door import known_tenants
-from tests.support.scores import assert_scores
+from tests.support.scores import (
+    Check,
+    Choices,
+    assert_choices_of_a_seed_are_the_engines,
+    assert_echo_scores_are_the_engines,
+    assert_logprobs_are_the_engines,
+)
 from tests.support.stack import tiny_model
-from tests.support.starcoder.models import PROMPT, bare_answer, ids_of
+from tests.support.starcoder.models import PROMPT
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
@@ -36,40 +42,19 @@ async def client(vllm_engine: VllmEngine, starcoder_folder: Path) -> AsyncIterat
         yield opened
 
 
-async def choices(client: httpx.AsyncClient, **changes: Any) -> list[Any]:
-    answer = await client.post("/v1/completions", json={"model": "tiny", "prompt": PROMPT, **changes})
-    return list(answer.json()["choices"])
+def choices_of(client: httpx.AsyncClient) -> Choices:
+    async def choices(**changes: Any) -> list[Any]:
+        answer = await client.post("/v1/completions", json={"model": "tiny", "prompt": PROMPT, **changes})
+        return list(answer.json()["choices"])
+
+    return choices
 
 
-async def test_logprobs_of_the_answer_are_the_engines(
-    client: httpx.AsyncClient, vllm_engine: VllmEngine, starcoder_folder: Path
+@pytest.mark.parametrize(
+    "check",
+    [assert_logprobs_are_the_engines, assert_echo_scores_are_the_engines, assert_choices_of_a_seed_are_the_engines],
+)
+async def test_what_the_router_serves_is_what_its_engine_says(
+    client: httpx.AsyncClient, vllm_engine: VllmEngine, starcoder_folder: Path, check: Check
 ) -> None:
-    (served,) = await choices(client, max_tokens=24, temperature=0, logprobs=5)
-    events = await bare_answer(vllm_engine, ids_of(starcoder_folder), temperature=0.0, logprobs=5)
-    assert served["text"] == "".join(event.text for event in events)
-    assert_scores(served["logprobs"], [s for event in events for s in event.logprobs or ()])
-
-
-async def test_echo_scores_the_prompt_as_the_engine_does(
-    client: httpx.AsyncClient, vllm_engine: VllmEngine, starcoder_folder: Path
-) -> None:
-    ids = ids_of(starcoder_folder)
-    events = await bare_answer(vllm_engine, ids, max_tokens=1, logprobs=5, prompt_logprobs=5)
-    assert events[0].start is not None
-    for prompt in (PROMPT, ids):
-        (served,) = await choices(client, prompt=prompt, max_tokens=0, echo=True, logprobs=5)
-        assert served["text"] == PROMPT
-        assert_scores(served["logprobs"], events[0].start.prompt_logprobs or ())
-
-
-async def test_n_sampled_choices_of_a_seed_are_the_engines_and_come_again(
-    client: httpx.AsyncClient, vllm_engine: VllmEngine, starcoder_folder: Path
-) -> None:
-    asked = {"max_tokens": 24, "n": 3, "temperature": 1.0, "return_token_ids": True}
-    first, again, other = [await choices(client, **asked, seed=seed) for seed in (11, 11, 12)]
-    served = [choice["token_ids"] for choice in first]
-    events = await bare_answer(vllm_engine, ids_of(starcoder_folder), n=3, seed=11)
-    assert served == [[i for e in events if e.choice == c for i in e.token_ids] for c in range(3)]
-    assert served == [choice["token_ids"] for choice in again]
-    assert served != [choice["token_ids"] for choice in other]
-    assert len({tuple(ids) for ids in served}) == 3
+    await check(choices_of(client), vllm_engine, starcoder_folder)
