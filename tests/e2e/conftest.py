@@ -23,12 +23,18 @@ from tests.support.neighbours import Neighbours
 from tests.support.probe import Probe
 from tests.support.servers import postgres, redis
 from tests.support.stack import Stack, tiny_model
-from tests.support.starcoder.models import adapter_settings, write_adapter
+from tests.support.starcoder.models import adapter_settings, write_adapter, write_model
 
 
 @pytest.fixture(scope="session")
 def adapter_folder(starcoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_adapter(starcoder_folder, tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture(scope="session")
+def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StarCoder whose steps take milliseconds: its answers are long enough to be killed in their middle."""
+    return write_model(tmp_path_factory.mktemp("deep-starcoder"), n_layer=8)
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +112,7 @@ def client(stack: Stack) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")  # of test_breaking.py alone: it ends with that
 def own(
-    request: pytest.FixtureRequest, variant: str, neighbours: Neighbours, starcoder_folder: Path, cache: Path
+    request: pytest.FixtureRequest, variant: str, neighbours: Neighbours, deep_folder: Path, cache: Path
 ) -> Iterator[Deployment]:
     """A stack to break, whose Ray ended while it started. It starts when the shared one does, on ports of its own.
 
@@ -117,7 +123,7 @@ def own(
         return
     with neighbours.breaking(), ExitStack() as entered:
         proxy = {"proxy": "plain" if variant == "plain" else "haproxy"}
-        stack = entered.enter_context(Stack({"models": [tiny_model(starcoder_folder)], "http": proxy}, cache)).start()
+        stack = entered.enter_context(Stack({"models": [tiny_model(deep_folder)], "http": proxy}, cache)).start()
         stack.end_ray_while_it_starts()
         stack.ready()
         probe = entered.enter_context(Probe(stack, ["tiny"]))

@@ -90,11 +90,15 @@ async def test_after_a_kill_the_ledger_has_every_token_of_the_engines(
         # The last one was on its way; its close may or may not have come to the journal.
         assert row["outcome"] == ("lost" if fate == "open" else fate) or request_id == last
         assert row["closed_s"] is not None
-        if row["outcome"] == "lost":
-            assert row["cost"] == 10 + 2 * row["output_tokens"]
     lost = {r for r, row in rows.items() if row["outcome"] == "lost"}
-    assert done.closed == len(lost) > 30
-    assert {job.rpartition("-")[0] for job in engines.acknowledged} == lost
+    # The last one may have been killed before its engine had anything of it: then nobody pays.
+    unheard = {last} if last in lost and not rows[last]["output_tokens"] else set()
+    for request_id in lost:
+        row = rows[request_id]
+        assert row["cost"] == (0 if request_id in unheard else 10 + 2 * row["output_tokens"])
+    assert done.closed == len(lost - unheard) > 30
+    assert done.unknown == len(unheard)
+    assert {job.rpartition("-")[0] for job in engines.acknowledged} == lost - unheard
     assert not list((tmp_path / "dead").iterdir())
     assert await recovered(tmp_path / "dead", database, engines) == Recovered()
 
