@@ -1,27 +1,25 @@
 """The started stacks of a run: one that all modules share, and one of its own for what breaks it.
 
-The two live in two workers (tests/support/groups.py) and start at the same moment; files in the run's folder tell one
-of the other. Variants come one after the other: `haproxy` always, and in the full tier `plain` (without HAProxy) and
-`cluster` (PostgreSQL, Redis, two routers, two engines).
+Both start at the same moment. Variants come one after the other: `haproxy` always, and in the full tier `plain`
+(without HAProxy) and `cluster` (PostgreSQL, Redis, two routers, two engines). Tests in `apart/` start their own.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
+import yaml
 
 from tests.support.bad_adapters import write_bad_adapters
 from tests.support.collector import Collector
 from tests.support.deployment import Deployment
-from tests.support.neighbours import Neighbours
 from tests.support.probe import Probe
-from tests.support.servers import postgres, redis
+from tests.support.servers import Redis, postgres, redis
 from tests.support.stack import Stack, tiny_model
 from tests.support.starcoder.models import adapter_settings, write_adapter, write_model
 
@@ -49,53 +47,70 @@ def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="session")
-def neighbours(variant: str, tmp_path_factory: pytest.TempPathFactory) -> Neighbours:
-    base = tmp_path_factory.getbasetemp()
-    return Neighbours(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base, variant)
+class Started(NamedTuple):
+    """Stacks that have begun to start. `own`: None where nothing is to be broken apart from the shared one."""
+
+    shared: Stack
+    own: Stack | None
+    database_url: str | None = None
+    limits: Redis | None = None
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def shared(
+def started(
+    request: pytest.FixtureRequest,
     variant: str,
-    neighbours: Neighbours,
     starcoder_folder: Path,
     adapter_folder: Path,
+    deep_folder: Path,
     collector: Collector,
-    cache: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Deployment]:
-    """Two models: the tiny StarCoder on one rank, and the same on two with adapters (`cluster`: two of the first)."""
+) -> Iterator[Started]:
+    """The shared one has two models: the tiny StarCoder on one rank, and the same on two with adapters.
+
+    `cluster`: two engines of the first instead. The one to be broken loses its Ray while it starts.
+    """
+    cache = tmp_path_factory.mktemp("cache")
     pair = {**tiny_model(starcoder_folder, tensor_parallel_size=2), "name": "pair"}
     bad = write_bad_adapters(starcoder_folder, adapter_folder, tmp_path_factory.mktemp("bad"))
     pair["adapters"] = [*bad, adapter_settings("good", adapter_folder)]
+    proxy = {"proxy": "plain" if variant == "plain" else "haproxy"}
     settings: dict[str, Any] = {
         "models": [tiny_model(starcoder_folder), pair],
         "logs": "text" if variant == "plain" else "json",
-        "http": {"comment_after_s": 1.0, "proxy": "plain" if variant == "plain" else "haproxy"},
+        "http": {"comment_after_s": 1.0, **proxy},
         "tracing": {"endpoint": collector.endpoint, "sample_ratio": 0.0, "export_every_s": 0.2},
     }
     with ExitStack() as entered:
-        database_url, limits = None, None
         if variant == "cluster":
             database, limits = entered.enter_context(postgres()), entered.enter_context(redis())
-            database_url = database.url
             settings = {
                 "models": [tiny_model(starcoder_folder, replicas=2)],
                 "router": {"replicas": 2},
-                "database": {"url": database_url},
+                "database": {"url": database.url},
                 "limit_store": {"redis_url": limits.url, "deadline_ms": 1000},
             }
-        stack = entered.enter_context(Stack(settings, cache)).start().ready()
-        neighbours.tell(stack)
-        probe = entered.enter_context(Probe(stack, [model["name"] for model in settings["models"]]))
-        opened = Deployment(stack, probe, database_url, limits)
-        entered.callback(opened.close)
+            yield Started(entered.enter_context(Stack(settings, cache)).start().ready(), None, database.url, limits)
+            return
+        shared, own = entered.enter_context(Stack(settings, cache)).start(), None
+        if any("own" in getattr(item, "fixturenames", ()) for item in request.session.items):
+            own = entered.enter_context(Stack({"models": [tiny_model(deep_folder)], "http": proxy}, cache)).start()
+            own.end_ray_while_it_starts()
+        yield Started(shared.ready(), own)
+
+
+@contextmanager
+def deployed(started: Started, stack: Stack) -> Iterator[Deployment]:
+    models = [model["name"] for model in yaml.safe_load(stack.config.read_text())["models"]]
+    with Probe(stack, models) as probe:
+        opened = Deployment(stack, probe, started.database_url, started.limits)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def shared(started: Started) -> Iterator[Deployment]:
+    with deployed(started, started.shared) as opened:
         yield opened
 
 
@@ -110,23 +125,11 @@ def client(stack: Stack) -> Iterator[httpx.Client]:
         yield opened
 
 
-@pytest.fixture(scope="module")  # of test_breaking.py alone: it ends with that
-def own(
-    request: pytest.FixtureRequest, variant: str, neighbours: Neighbours, deep_folder: Path, cache: Path
-) -> Iterator[Deployment]:
-    """A stack to break, whose Ray ended while it started. It starts when the shared one does, on ports of its own.
-
-    Nothing comes after the cluster, so that is broken itself.
-    """
-    if variant == "cluster":
+@pytest.fixture(scope="session")
+def own(request: pytest.FixtureRequest, started: Started) -> Iterator[Deployment]:
+    """The stack to be broken. Nothing comes after the cluster, so that is broken itself."""
+    if started.own is None:
         yield request.getfixturevalue("shared")
         return
-    with neighbours.breaking(), ExitStack() as entered:
-        proxy = {"proxy": "plain" if variant == "plain" else "haproxy"}
-        stack = entered.enter_context(Stack({"models": [tiny_model(deep_folder)], "http": proxy}, cache)).start()
-        stack.end_ray_while_it_starts()
-        stack.ready()
-        probe = entered.enter_context(Probe(stack, ["tiny"]))
-        opened = Deployment(stack, probe)
-        entered.callback(opened.close)
+    with deployed(started, started.own.ready()) as opened:
         yield opened

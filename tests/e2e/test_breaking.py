@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from tests.support.deployment import LONG, Deployment, ask, broken_streams
-from tests.support.neighbours import Neighbours
 from tests.support.stack import Stack, wait_for
 
 CLUSTER = pytest.param("cluster", marks=pytest.mark.full)
@@ -21,7 +20,7 @@ with_cluster = pytest.mark.parametrize("variant", ["haproxy", CLUSTER], indirect
 alone = pytest.mark.parametrize("variant", ["haproxy"], indirect=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def keys(own: Deployment) -> dict[str, str]:
     """Of two tenants."""
     made = own.enrol(
@@ -48,8 +47,8 @@ def test_ray_is_started_once_more_when_it_ends_while_it_starts(own: Deployment) 
 
 
 @alone
-def test_instances_that_start_at_once_live_side_by_side(own: Deployment, neighbours: Neighbours) -> None:
-    assert neighbours.answers()
+def test_instances_that_start_at_once_live_side_by_side(own: Deployment, stack: Stack) -> None:
+    assert answers(stack)
     assert answers(own.stack)
 
 
@@ -106,15 +105,13 @@ def test_a_dead_engine_is_told_and_another_answers_within_a_minute(own: Deployme
         refused = client.post("/v1/completions", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
         assert client.get("/health").status_code == 503
-        wait_for(lambda: client.get("/health").status_code == 200, within_s=60)
+        wait_for(lambda: client.get("/health").status_code == 200, within_s=60, told=stack.last_logged)
         assert client.post("/v1/completions", json={**body, "max_tokens": 2}).status_code == 200
         assert time.monotonic() - died < 60
 
 
 @alone
-def test_a_start_after_a_crash_cleans_up_and_leaves_the_neighbour_alone(
-    own: Deployment, neighbours: Neighbours
-) -> None:
+def test_a_start_after_a_crash_cleans_up_and_leaves_the_neighbour_alone(own: Deployment, stack: Stack) -> None:
     stack = own.stack
     # An engine that has just been started again is written down within seconds.
     wait_for(lambda: all(str(p.pid) in stack.recorded() for p in stack.named("VLLM::EngineCore")), within_s=60)
@@ -131,11 +128,11 @@ def test_a_start_after_a_crash_cleans_up_and_leaves_the_neighbour_alone(
     assert "that an earlier instance had left" in stack.said()
     assert not engine[0].is_running() or engine[0].status() == psutil.STATUS_ZOMBIE
     assert answers(stack)
-    assert neighbours.answers()
+    assert answers(stack)
 
 
 @alone
-def test_a_second_signal_ends_it_at_once_and_the_neighbour_lives(own: Deployment, neighbours: Neighbours) -> None:
+def test_a_second_signal_ends_it_at_once_and_the_neighbour_lives(own: Deployment, stack: Stack) -> None:
     below = own.stack.below()
     own.stack.signal(signal.SIGTERM)
     time.sleep(0.3)
@@ -144,7 +141,7 @@ def test_a_second_signal_ends_it_at_once_and_the_neighbour_lives(own: Deployment
     own.stack.process.wait(30)
     assert time.monotonic() - again < 5
     assert [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
-    assert neighbours.answers()
+    assert answers(stack)
 
 
 def answers(stack: Stack) -> bool:

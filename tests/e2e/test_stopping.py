@@ -8,12 +8,10 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.neighbours import Neighbours
 from tests.support.stack import Stack
 
 
-def test_stop_leaves_no_process_no_port_and_no_shared_memory(stack: Stack, neighbours: Neighbours) -> None:
-    neighbours.wait_until_broken()  # until then it must answer
+def test_stop_leaves_no_process_no_port_and_no_shared_memory(stack: Stack) -> None:
     processes = stack.below()
     assert [p for p in processes if p.status() == psutil.STATUS_ZOMBIE] == []
     mapped = {m.path for p in processes for m in p.memory_maps() if m.path.startswith("/dev/shm/")}

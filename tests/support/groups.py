@@ -1,6 +1,6 @@
 """Which tests run one after the other in one worker, and in which order.
 
-Tests of one group share what they start: a stack, the imports of vLLM. Everything is read from a test's name, because
+Tests of one group share what they start, such as the imports of vLLM. Everything is read from a test's name, because
 that is all that the process which hands out work knows.
 """
 
@@ -33,9 +33,6 @@ class Groups(LoadScopeScheduling):
 
 def group_of(name: str) -> str:
     """The group of a test, by its node id."""
-    if variant := variant_of(name):
-        # Nothing comes after the cluster's stack, so that is broken itself.
-        return f"{'own' if is_breaking(name) and variant != 'cluster' else 'shared'}-{variant}"
     if _ENGINES.search(name):
         return "engines"
     if long := _LONG.search(name):
@@ -43,18 +40,14 @@ def group_of(name: str) -> str:
     return name.split("::")[0]
 
 
-def turn_of(name: str) -> tuple[int, int, int, int]:
+def turn_of(name: str) -> tuple[int, int, bool, bool]:
     """Sorts tests: long ones first; of e2e a variant's together, what breaks a stack late, what stops it last."""
     variant = variant_of(name)
     place = len(VARIANTS) if variant is None else VARIANTS.index(variant)
     first = 0 if _LONG.search(name) else 1 if _ENGINES.search(name) else 2
-    return place, first, int("e2e/test_stopping.py" in name), int(is_breaking(name))
+    return place, first, "e2e/test_stopping.py" in name, "e2e/test_breaking.py" in name
 
 
 def variant_of(name: str) -> str | None:
     found = _VARIANT.search(name) if "tests/e2e/" in name else None
     return found[1] if found else None
-
-
-def is_breaking(name: str) -> bool:
-    return "e2e/test_breaking.py" in name

@@ -72,9 +72,12 @@ def parts_of(tier: str, options: Sequence[str]) -> list[Part]:
         *lint(),
         pytest_of("unit", ["unit"], *_SPREAD, *every, *options),
         pytest_of("integration", ["integration"], *_GROUPED, *every, *options),
-        pytest_of("e2e", ["e2e"], *_GROUPED, *every, *options),
+        pytest_of("e2e", ["e2e"], "--ignore=tests/e2e/apart", *every, *options),
     ]
-    return [*parts, pytest_of("perf", ["perf"], *every, *options)] if tier == "full" else parts
+    if tier == "full":
+        parts.append(pytest_of("e2e, apart", ["e2e/apart"], *_GROUPED, *every, *options))
+        parts.append(pytest_of("perf", ["perf"], *every, *options))
+    return parts
 
 
 class Runner:
@@ -164,8 +167,9 @@ def left_out(told: list[dict[str, object]]) -> list[str]:
     """Of each file: how many tests only the full tier runs."""
     names = [str(line["left_out"]) for line in told if "left_out" in line]
     of_file = Counter(re.sub(r"::.*", "", name).removeprefix("tests/") for name in names)
-    perf = sorted(path.relative_to(TESTS) for path in (TESTS / "perf").rglob("test_*.py"))
-    return [*(f"{number:7} in {file}" for file, number in sorted(of_file.items())), *(f"    all in {p}" for p in perf)]
+    apart = [path for folder in ("e2e/apart", "perf") for path in sorted((TESTS / folder).rglob("test_*.py"))]
+    lines = [f"{number:7} in {file}" for file, number in sorted(of_file.items())]
+    return [*lines, *(f"    all in {path.relative_to(TESTS)}" for path in apart)]
 
 
 def verified() -> str:

@@ -82,6 +82,9 @@ class Stack:
         log = self.folder / "serve.log"
         return log.read_text(errors="replace") if log.exists() else ""
 
+    def last_logged(self) -> str:
+        return self.logged()[-4000:]
+
     def request_logged(self, reply_id: str) -> dict[str, Any]:
         """What the log tells of a request; that takes its way through Ray."""
         wait_for(lambda: reply_id in self.logged(), within_s=15)
@@ -112,7 +115,7 @@ class Stack:
         return {name: float(value) for name, value in samples}
 
     def settled_metrics(self) -> dict[str, float]:
-        """Metrics come in batches: wait until two readings of ours and vLLM's are alike."""
+        """Metrics come in batches: wait until readings of ours and vLLM's are alike for some seconds."""
         last: dict[str, float] = {}
         while (now := {k: v for k, v in self.metrics().items() if "starserve" in k or "vllm" in k}) != last or not now:
             last = now
@@ -175,8 +178,9 @@ def count(samples: Mapping[str, float], name: str, label: str = "") -> float:
     return sum(v for k, v in samples.items() if re.match(rf"ray_{name}(_total)?{{", k) and label in k)
 
 
-def wait_for(condition: Callable[[], object], within_s: float = 5) -> None:
+def wait_for(condition: Callable[[], object], within_s: float = 5, told: Callable[[], str] = str) -> None:
+    """`told`: what to show when it did not come true, such as a log's end."""
     deadline = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, told()
         time.sleep(0.1)

@@ -15,11 +15,7 @@ E2E = "tests/e2e"
 @pytest.mark.parametrize(
     ("name", "group"),
     [
-        (f"{E2E}/test_stack.py::test_a[haproxy-/v1/completions-change3]", "shared-haproxy"),
-        (f"{E2E}/test_models.py::test_b[deeper than the stack-plain]", "shared-plain"),
-        (f"{E2E}/test_breaking.py::test_c[plain]", "own-plain"),
-        (f"{E2E}/test_breaking.py::test_d[cluster]", "shared-cluster"),
-        (f"{E2E}/deploy/test_moving.py::test_e[balanced]", f"{E2E}/deploy/test_moving.py"),
+        (f"{E2E}/apart/test_moving.py::test_e[balanced]", f"{E2E}/apart/test_moving.py"),
         ("tests/integration/engines/test_engines.py::test_f[vllm]", "engines"),
         ("tests/integration/starcoder/test_parity.py::test_g[two stages]", "engines"),
         ("tests/integration/bench/test_batch.py::test_h", "integration/bench/test_batch.py::test_h"),
@@ -35,10 +31,11 @@ def test_of_a_variant_what_breaks_a_stack_comes_late_and_what_stops_it_last() ->
         f"{E2E}/test_tenancy.py::test_a[haproxy]",
         f"{E2E}/test_breaking.py::test_b[haproxy]",
         f"{E2E}/test_stopping.py::test_c[haproxy]",
-        f"{E2E}/test_stack.py::test_d[plain]",
-        f"{E2E}/deploy/test_moving.py::test_e[balanced]",
+        f"{E2E}/test_stack.py::test_d[plain-/v1/completions-change3]",
+        f"{E2E}/test_models.py::test_d[deeper than the stack-plain]",
+        f"{E2E}/apart/test_moving.py::test_e[balanced]",
     ]
-    mixed = [ordered[place] for place in (4, 2, 3, 1, 0)]
+    mixed = [ordered[place] for place in (5, 2, 3, 4, 1, 0)]
     assert sorted(mixed, key=turn_of) == ordered
 
 
