@@ -23,19 +23,7 @@ alone = pytest.mark.parametrize("variant", ["haproxy"], indirect=True)
 @pytest.fixture(scope="session")
 def keys(own: Deployment) -> dict[str, str]:
     """Of two tenants."""
-    made = own.enrol(
-        {
-            "organisations": [
-                {
-                    "id": "breaking",
-                    "tenants": [
-                        {"id": "many", "keys": [{"name": "many"}]},
-                        {"id": "few", "keys": [{"name": "few"}]},
-                    ],
-                }
-            ]
-        }
-    )
+    made = own.enrol("breaking", many={}, few={})
     wait_for(lambda: {ask(own, made["few"], path="/v1/models").status_code for _ in range(6)} == {200}, within_s=30)
     return made
 
@@ -112,22 +100,23 @@ def test_a_dead_engine_is_told_and_another_answers_within_a_minute(own: Deployme
 
 @alone
 def test_a_start_after_a_crash_cleans_up_and_leaves_the_neighbour_alone(own: Deployment, stack: Stack) -> None:
-    stack = own.stack
+    broken = own.stack
     # An engine that has just been started again is written down within seconds.
-    wait_for(lambda: all(str(p.pid) in stack.recorded() for p in stack.named("VLLM::EngineCore")), within_s=60)
+    wait_for(lambda: all(str(p.pid) in broken.recorded() for p in broken.named("VLLM::EngineCore")), within_s=60)
     # All at once, so that no part can tidy up after another.
-    left = [*stack.below(), psutil.Process(stack.process.pid)]
-    engine = stack.named("VLLM::EngineCore")
-    engine[0].suspend()  # it would end by itself, sooner or later
+    left = [*broken.below(), psutil.Process(broken.process.pid)]
+    (engine,) = broken.named("VLLM::EngineCore")
+    engine.suspend()  # it would end by itself, sooner or later
     for process in left:
-        if process not in engine:
+        if process != engine:
             process.kill()
-    stack.process.wait(10)
-    assert engine[0].is_running()
-    stack.start().ready()
-    assert "that an earlier instance had left" in stack.said()
-    assert not engine[0].is_running() or engine[0].status() == psutil.STATUS_ZOMBIE
+    broken.process.wait(10)
+    assert engine.is_running()
     assert answers(stack)
+    broken.start().ready()
+    assert "that an earlier instance had left" in broken.said()
+    assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+    assert answers(broken)
     assert answers(stack)
 
 

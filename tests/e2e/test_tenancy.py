@@ -25,26 +25,13 @@ with_cluster = pytest.mark.parametrize("variant", ["haproxy", CLUSTER], indirect
 def keys(shared: Deployment) -> dict[str, str]:
     """Of the tenants of most tests."""
     made = shared.enrol(
-        {
-            "organisations": [
-                {
-                    "id": "acme",
-                    "tenants": [
-                        {"id": "heavy", "keys": [{"name": "heavy"}]},
-                        {"id": "light", "keys": [{"name": "light"}]},
-                        {"id": "limited", "limits": {"requests_per_minute": 3}, "keys": [{"name": "limited"}]},
-                        {"id": "again", "limits": {"requests_per_minute": 3}, "keys": [{"name": "again"}]},
-                        {
-                            "id": "batch",
-                            "band": "batch",
-                            "limits": {"concurrent_requests": 9},
-                            "keys": [{"name": "batch"}],
-                        },
-                        {"id": "counted", "limits": {"concurrent_requests": 9}, "keys": [{"name": "counted"}]},
-                    ],
-                }
-            ]
-        }
+        "acme",
+        heavy={},
+        light={},
+        limited={"limits": {"requests_per_minute": 3}},
+        again={"limits": {"requests_per_minute": 3}},
+        batch={"band": "batch", "limits": {"concurrent_requests": 9}},
+        counted={"limits": {"concurrent_requests": 9}},
     )
     last = list(made.values())[-1]
     # HAProxy asks routers in turn, and each of them learns of keys by itself.
@@ -54,9 +41,7 @@ def keys(shared: Deployment) -> dict[str, str]:
 
 @with_cluster
 def test_a_new_key_opens_and_a_revoked_or_suspended_one_is_shut_within_five_seconds(shared: Deployment) -> None:
-    key = shared.enrol({"organisations": [{"id": "brief", "tenants": [{"id": "guest", "keys": [{"name": "guest"}]}]}]})[
-        "guest"
-    ]
+    key = shared.enrol("brief", guest={})["guest"]
     wait_for(lambda: ask(shared, key).status_code == 200, KNOWN_WITHIN_S)
     shared.tenants("suspend", "guest")
     wait_for(lambda: ask(shared, key).status_code == 403, KNOWN_WITHIN_S)

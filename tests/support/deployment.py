@@ -55,8 +55,10 @@ class Deployment:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def enrol(self, document: dict[str, Any]) -> dict[str, str]:
-        """Import tenants; the texts of new keys by the name of the key."""
+    def enrol(self, organisation: str, **tenants: dict[str, Any]) -> dict[str, str]:
+        """Import tenants, each with a key of its name; the texts of the keys by that name."""
+        rows = [{"id": name, **fields, "keys": [{"name": name}]} for name, fields in tenants.items()]
+        document = {"organisations": [{"id": organisation, "tenants": rows}]}
         file = self.stack.base / "tenants.yaml"
         file.write_text(json.dumps(document))  # JSON is YAML
         told = self.tenants("import", str(file))
