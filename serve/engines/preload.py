@@ -13,4 +13,7 @@ from serve.engines.warm import without_collector
 with without_collector():
     for name in ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker"):
         import_module(name)
+    from serve.engines.polling import poll
+
+    poll()
     gc.freeze()

@@ -28,7 +28,7 @@ FLOORS = (
 )  # fmt: skip
 WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker", "opened"],
           "engines": ["base", "fake", "moving", "receipts", "backlog", "evenness", "turns", "assembly", "outputs",
-                      "warm", "preload", "arguments", "vllm"],
+                      "warm", "polling", "preload", "arguments", "vllm"],
           "weights": ["adapters", "manifest", "wanted", "disk", "child", "package", "refusals", "hub", "pickles",
                       "prepare"],
           "ledger": ["entry", "journal", "reading", "tables", "shipping", "refusals", "recovery", "ledger", "usage"],
@@ -49,7 +49,8 @@ WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker", "opened"]
           "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
                      "replica_choice", "deployments", "local"]}  # fmt: skip
 ROOMS_OF = {
-    "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py", "engines/arguments.py", "starcoder"},
+    "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py", "engines/polling.py",
+                               "engines/arguments.py", "starcoder"},
     "starlette": {"wire", "app.py", "admin.py"}, "fastapi": {"wire", "app.py", "admin.py"},
     "torch": {"weights/pickles.py", "starcoder", "bench/machine.py", "bench/static_run.py",
               "bench/tiny_model.py"},

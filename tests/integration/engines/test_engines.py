@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 
 from serve.engines.base import Engine
@@ -189,6 +190,20 @@ async def test_an_ask_that_waits_for_its_turn_tells_how_long(engine: Engine) -> 
     waits = [event.start.queue_s for events in answers for event in events if event.start]
     assert len(waits) == 9
     assert max(waits) > 10 * sorted(waits)[4]
+
+
+async def test_an_engine_that_waits_for_work_leaves_the_cores_to_others_at_once(engine: Engine) -> None:
+    """Left to itself, vLLM looks for messages without pause for a second: two processes, two cores."""
+    if isinstance(engine, FakeEngine):
+        return
+    below = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("VLLM::")]
+    assert len(below) == 2
+    await answer(engine)
+    before = [p.cpu_times() for p in below]
+    await asyncio.sleep(0.5)
+    after = [p.cpu_times() for p in below]
+    used_s = sum(b.user + b.system - a.user - a.system for a, b in zip(before, after, strict=True))
+    assert used_s < 0.4
 
 
 async def test_an_answer_waits_longer_for_company_the_more_there_are_and_never_longer_than_allowed() -> None:
