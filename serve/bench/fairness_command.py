@@ -106,7 +106,7 @@ class Stage:
 
     def shares(self, arm: Arm, weight: int, seconds: float) -> dict[str, Any]:
         places = self._places * arm.engines
-        players = [Player("heavy", 10 * 2 * places, 64, 256, float(weight)), Player("light", 2 * places, 64, 32)]
+        players = [Player("heavy", 20 * places, 64, 256, float(weight)), Player("light", 4 * places, 64, 32)]
         with arena(arm, self._settings, self._cache, self._vocabulary, players) as up:
             told = shares(up, players, seconds, seed=0)
         say(f"{arm.name}, weights {weight}:1: heavy got {100 * told['share']['heavy']:.1f} %")

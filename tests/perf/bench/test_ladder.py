@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 PEERS = ROOT / "loadtest" / "peers"
 OURS = ["bare engine", "vLLM's server", "starserve", "starserve, uncoalesced"]
 OTHERS = ["LiteLLM, vLLM's server", "Ray Serve LLM", "Ray Serve LLM, uncoalesced", "Ray Serve LLM, direct"]
