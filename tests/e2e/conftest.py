@@ -68,7 +68,7 @@ def started(
 ) -> Iterator[Started]:
     """The shared one has two models: the tiny StarCoder on one rank, and the same on two with adapters.
 
-    `cluster`: two engines of the first instead. The one to be broken loses its Ray while it starts.
+    `cluster`: two engines of a deep one instead. The one to be broken loses its Ray while it starts.
     """
     cache = tmp_path_factory.mktemp("cache")
     pair = {**tiny_model(starcoder_folder, tensor_parallel_size=2), "name": "pair"}
@@ -85,7 +85,7 @@ def started(
         if variant == "cluster":
             database, limits = entered.enter_context(postgres()), entered.enter_context(redis())
             settings = {
-                "models": [tiny_model(starcoder_folder, replicas=2)],
+                "models": [tiny_model(deep_folder, replicas=2)],
                 "router": {"replicas": 2},
                 "database": {"url": database.url},
                 "limit_store": {"redis_url": limits.url, "deadline_ms": 1000},
