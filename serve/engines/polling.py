@@ -34,5 +34,4 @@ def poll() -> None:
     """Let this process and those that are forked from it wait so."""
     # Threads and processes have the slack of the thread that began them.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_TIMERSLACK, _SLACK_NS, 0, 0, 0)
-    assert hasattr(shm_broadcast, "SpinCondition"), "vLLM has changed: read this file again"
     shm_broadcast.SpinCondition = PollingCondition

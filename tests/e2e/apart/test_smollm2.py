@@ -14,7 +14,7 @@ from serve.settings import load
 from serve.weights.manifest import prepared_folder
 from tests.support.stack import Stack
 
-CONFIG = Path(__file__).parent.parent.parent.parent / "configs" / "smollm2-cpu.yaml"
+CONFIG = Path(__file__).parents[3] / "configs" / "smollm2-cpu.yaml"
 QUESTION = "Write a Python function that adds two numbers."
 
 
