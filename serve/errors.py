@@ -26,6 +26,7 @@ ServeError
 ├── DatabaseUnavailable   503 database_unavailable  of tenants, to administrators; answering goes on without it
 ├── EngineUnavailable     503 engine_unavailable   before the first token: try again
 ├── EngineLost            503 engine_lost          the engine died while it answered
+├── GenerationFailed      500 generation_failed    the engine lives, and gave up this one answer
 └── InternalError         500 internal_error
 
 A message names the field and both numbers; it never holds a path, an address, a key or a prompt.
@@ -168,6 +169,12 @@ class EngineUnavailable(ServeError):
 
 class EngineLost(ServeError):
     status, code, outcome, retry_after_s = 503, "engine_lost", "lost", 5
+
+
+class GenerationFailed(ServeError):
+    """Of this request alone. It has no Retry-After: sent again, it may well end the same way."""
+
+    code = "generation_failed"
 
 
 class InternalError(ServeError):

@@ -6,6 +6,7 @@ In throughput-optimized mode this code runs on the replica's own event loop: not
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from serve.deploy.replica_choice import choice
 from serve.engines.assembly import assemble
 from serve.engines.moving import Moved, Room, keep_moving
 from serve.engines.vllm import VllmEngine
-from serve.errors import EngineLost, EngineUnavailable, ServeError
+from serve.errors import GenerationFailed, ServeError
 from serve.jobs import preambles
 from serve.ledger.ledger import FOLDER as LEDGER
 from serve.ledger.ledger import Ledger
@@ -67,7 +68,7 @@ class RouterReplica:
             log(record)
             metrics(record)
 
-        return application.build(
+        built = application.build(
             settings,
             self._folders,
             engines,
@@ -77,7 +78,11 @@ class RouterReplica:
             on_limits=LimitMetrics(),
             on_ledger=LedgerMetrics(),
             beside=[lambda: follow(tenants, store, write_line)],
-        ).app
+        )
+        # All of this stays: the garbage collector need not walk through it, and stop every stream, again and again.
+        gc.collect()
+        gc.freeze()
+        return built.app
 
 
 class EngineReplica:
@@ -91,6 +96,7 @@ class EngineReplica:
             self._traces = Traces(tracing, "engine")
             self._vllm = VllmEngine(model, folder, metrics_through_ray=True, ranks=_ranks(model, folder))
             self._peers: Any = None
+            self._model = model.name
             self._name = ray_serve.get_replica_context().replica_id.unique_id
             engine = model.engine
             self._engine, self._turns = assemble(
@@ -124,21 +130,23 @@ class EngineReplica:
                 yield event
         except Moved as e:
             yield GivenBack(e.waited_s, e.toward)
-        except (EngineLost, EngineUnavailable) as e:
-            yield Failure.of(e)
-            self._exit_if_dead()
         except ServeError as e:
             yield Failure.of(e)
+        except Exception as e:  # of this request alone: it must not reach the router as the end of an engine
+            write_line(f"{self._model}: request {job.job_id} failed in the engine's replica: {type(e).__name__}")
+            yield Failure.of(GenerationFailed(f"the engine could not finish this answer ({type(e).__name__})"))
         finally:
             await events.aclose()
             spans.end(made)
+            self._exit_if_dead()
 
     async def check(self) -> Failure | None:
         try:
             await self._engine.check()
         except ServeError as e:
-            self._exit_if_dead()
             return Failure.of(e)
+        finally:
+            self._exit_if_dead()
         return None
 
     async def counted(self, job_ids: Sequence[str]) -> dict[str, Counted]:
@@ -171,8 +179,12 @@ class EngineReplica:
         await self._engine.check()
 
     def _exit_if_dead(self) -> None:
-        """Leave once the answers on their way are out. A dead engine must not hold its place."""
-        asyncio.get_running_loop().call_later(0.5, os._exit, 1)
+        """Leave once the answers on their way are out: a dead engine must not hold its place.
+
+        Only the engine says that it is dead. What ends one request, whatever it is, ends nobody else's.
+        """
+        if self._vllm.is_dead:
+            asyncio.get_running_loop().call_later(0.5, os._exit, 1)
 
 
 def _ranks(model: Model, folder: Path) -> dict[str, int]:

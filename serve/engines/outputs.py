@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from serve.errors import EngineLost
+from serve.errors import GenerationFailed
 from serve.words import Event, Finish, Job, Start, TokenLogprob, Usage
 
 
@@ -67,5 +67,5 @@ def _finish(reason: str | None) -> Finish | None:
     if reason is None or reason == "length":
         return "length" if reason else None
     if reason != "stop":  # "abort" or "error": no answer that could be called finished
-        raise EngineLost("the engine gave this request up")
+        raise GenerationFailed("the engine could not finish this answer; other requests are not affected")
     return "stop"

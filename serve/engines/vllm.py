@@ -8,16 +8,25 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.engines import warm
 from serve.engines.arguments import NO_ADAPTERS, engine_arguments, prepare_environment
 from serve.engines.outputs import OutputReader
-from serve.errors import AdapterUnavailable, BadRequest, EngineLost, EngineUnavailable
+from serve.errors import (
+    AdapterUnavailable,
+    BadRequest,
+    EngineLost,
+    EngineUnavailable,
+    GenerationFailed,
+    ServeError,
+)
 from serve.model_settings import Model
 from serve.starcoder import ARCHITECTURE, MODEL_CLASS, PLUGIN
 from serve.words import Event, Job, Sampling, Secret
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
 
 # A message costs some half of a millisecond of CPU on its way from engine to client, whatever it holds.
 SHARE_S = 0.002
+_FIELDS = {field.name for field in fields(Sampling)} - {"n", "json_schema"}
 
 
 def pause_s(running: int, most_s: float, left_s: float = math.inf) -> float:
@@ -74,12 +84,23 @@ class VllmEngine:
         """Requests that vLLM has in work or waiting."""
         return int(self._llm.get_num_unfinished_requests())
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether vLLM says that its core is gone. Nothing else says so: no error of a request does."""
+        return bool(self._llm.errored)
+
     async def check(self) -> None:
-        if self._llm.errored:
+        if self.is_dead:
             raise EngineUnavailable("the engine of this model has stopped; it restarts by itself")
 
     def stop(self) -> None:
+        core: Any = self._llm.engine_core
         self._llm.shutdown()
+        # vLLM leaves ZeroMQ's context to the garbage collector. That may end it before its sockets, and then waits
+        # for them, and this process with it, for ever.
+        for socket in list(core.ctx._sockets):
+            socket.close(linger=0)
+        core.resources.ctx.destroy(linger=0)
         del self._llm  # its destructor fails when it runs at the interpreter's end
 
     async def load_adapters(self) -> dict[str, str]:
@@ -147,16 +168,31 @@ class VllmEngine:
                     if not output.finished and (pause := pause_s(self.running, self._coalesce_s, left_s)):
                         await asyncio.sleep(pause)
         except EngineDeadError:
-            if reader.made:
-                raise EngineLost("the engine stopped while it answered") from None
-            raise EngineUnavailable("the engine of this model has stopped; it restarts by itself") from None
-        except (VLLMClientError, ValueError):
-            # vLLM's own words may quote the prompt.
-            if job.sampling.json_schema is not None:
-                raise BadRequest(
-                    "response_format: the engine finds no answer to this schema", "response_format"
-                ) from None
-            raise BadRequest("the engine refuses this request") from None
+            raise _dead(reader.made) from None
+        except (VLLMClientError, ValueError) as e:
+            raise _refused(e, job.sampling) from None
+        except ServeError:
+            raise
+        except Exception as e:
+            if self.is_dead:
+                raise _dead(reader.made) from None
+            raise GenerationFailed(f"the engine could not finish this answer ({type(e).__name__})") from e
+
+
+def _dead(made: int) -> ServeError:
+    if made:
+        return EngineLost("the engine stopped while it answered")
+    return EngineUnavailable("the engine of this model has stopped; it restarts by itself")
+
+
+def _refused(error: Exception, sampling: Sampling) -> BadRequest:
+    """What vLLM refuses before it reads the prompt. Its words may quote that, so only the field is taken of them."""
+    said = str(getattr(error, "parameter", None) or error)
+    field = next((word for word in re.findall(r"[a-z_]+", said) if word in _FIELDS), None)
+    if field is None and sampling.json_schema is not None:
+        return BadRequest("response_format: the engine finds no answer to this schema", "response_format")
+    field = {"prompt_logprobs": "logprobs", None: "prompt"}.get(field, field)
+    return BadRequest(f"{field}: not possible with this model, or not with the other parameters of this request", field)
 
 
 def _parameters(sampling: Sampling) -> Any:

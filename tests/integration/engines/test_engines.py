@@ -8,6 +8,7 @@ import statistics
 import time
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,7 +18,8 @@ from serve.engines.base import Engine
 from serve.engines.fake import FakeEngine
 from serve.engines.outputs import OutputReader
 from serve.engines.vllm import pause_s
-from serve.errors import BadRequest
+from serve.errors import BadRequest, GenerationFailed
+from serve.tokens import Vocabulary
 from serve.words import Event, Job, Sampling, Secret
 
 pytestmark = [
@@ -128,7 +130,7 @@ async def test_closing_an_answer_frees_the_engine(engine: Engine) -> None:
 async def test_a_job_that_the_real_engine_cannot_take_is_a_bad_request_and_it_lives(engine: Engine) -> None:
     if isinstance(engine, FakeEngine):
         return
-    with pytest.raises(BadRequest, match="refuses"):
+    with pytest.raises(BadRequest, match="not possible"):
         await answer(engine, prompt_ids=(10**6,))
     assert len(await answer(engine)) > 0
 
@@ -166,6 +168,24 @@ async def test_the_real_engine_writes_json_that_obeys_a_schema(engine: Engine) -
     assert events[-1].finish == "stop"
     assert written["a"] in ("x", "y")
     assert isinstance(written["b"], bool)
+
+
+async def test_an_answer_that_the_engine_gives_up_ends_alone_and_the_engine_lives(
+    engine: Engine, starcoder_folder: Path
+) -> None:
+    """Told to end with the very tokens that its grammar begins with, vLLM has none left to choose from."""
+    if isinstance(engine, FakeEngine):
+        return
+    words = Vocabulary(starcoder_folder)
+    begins = tuple(i for i in range(words.size) if words.spell(i).lstrip().startswith(b"{"))
+    assert begins
+    other = asyncio.create_task(answer(engine, max_tokens=200, ignore_eos=True))
+    with pytest.raises(GenerationFailed) as given_up:
+        await answer(engine, json_schema='{"type":"object"}', stop_token_ids=begins)
+    assert given_up.value.retry_after_s is None
+    await engine.check()
+    assert len(ids(await other)) == 200
+    assert len(ids(await answer(engine))) == 32
 
 
 async def test_tokens_come_one_by_one_alone_and_share_messages_in_a_crowd(engine: Engine) -> None:
