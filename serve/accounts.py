@@ -125,10 +125,12 @@ class Bill:
 class Accounts:
     """Of one router."""
 
-    def __init__(self, limits: LimitStore, books: Books, spent: Spent | None = None) -> None:
+    def __init__(
+        self, limits: LimitStore, books: Books, spent: Spent | None = None, refused: Refused | None = None
+    ) -> None:
         """`spent`: asked when the store knows nothing of somebody, as after a restart."""
         self.limits, self.books, self.lengths, self._spent = limits, books, Lengths(), spent
-        self.refused = Refused()
+        self.refused = refused or Refused()
         self._doing = set[asyncio.Task[None]]()
         self._forgotten = dict[int, tuple[Served, list[str]]]()  # by engine
 

@@ -26,10 +26,12 @@ from serve.logs import logger
 from serve.model_settings import Model
 from serve.prompts import Prompts
 from serve.recovering import Recovery
+from serve.refused import Refused
 from serve.request import Corridor, Observe
 from serve.settings import Settings
 from serve.tenants.directory import Tenants
-from serve.tokens import TokenizerPool, Vocabulary
+from serve.threads import Threads
+from serve.tokens import Vocabulary
 from serve.tracing import Traces
 from serve.wire.api import Api, RequestIds, install_errors
 from serve.wire.docs import install_docs
@@ -69,13 +71,16 @@ def build(
     `beside`: what else runs as long as the app does.
     """
     limits = opened(settings.limit_store, settings.name, on_limits)
-    accounts = Accounts(limits, ledger or NoBooks(), _spent_in(ledger) if ledger else None)
+    refused = Refused(bodies_per_minute=settings.caps.refused_per_minute)
+    accounts = Accounts(limits, ledger or NoBooks(), _spent_in(ledger) if ledger else None, refused)
     served = dict[str, Served]()
     for model in settings.models:
         base = served_model(model, folders[model.name], engines[model.name])
         served |= {model.name: base, **{a.name: replace(base, adapter=a.name) for a in model.adapters}}
-    pool = TokenizerPool(settings.router.tokenizer_threads)
-    corridor = Corridor(served, pool, accounts, observe or logger(settings.logs), Traces(settings.tracing, "router"))
+    pool = Threads(settings.router.tokenizer_threads, "text")
+    traces = Traces(settings.tracing, "router")
+    observe = observe or logger(settings.logs)
+    corridor = Corridor(served, pool, accounts, observe, traces, settings.caps.logprob_entries)
     running = [*beside, accounts.keep_forgetting]
     if ledger:
         recovery = Recovery(settings.models, engines, ledger)

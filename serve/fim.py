@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from serve.errors import BadRequest
 from serve.words import Infill, Segment
@@ -18,6 +19,7 @@ _SPELLINGS = (("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>"),
               ("<fim-prefix>", "<fim-suffix>", "<fim-middle>", "<fim-pad>"))  # fmt: skip
 # What stands before a file in StarCoder's training (the first three) and in StarCoder2's.
 _REPOSITORY = ("<reponame>", "<filename>", "<gh_stars>", "<repo_name>", "<file_sep>")
+_MOST_FILES = 256  # markers of repositories and files before the one with the cursor; beyond that it is text
 _STARS = ((0, "0"), (10, "1-10"), (100, "10-100"), (1000, "100-1000"))  # upper bound, name in training
 
 
@@ -39,13 +41,19 @@ class Markers:
         return tuple(segment for segment in (*before, *order) if segment.text)
 
     def taken_apart(self, prompt: str) -> Infill | None:
-        """The parts of a raw prompt that an editor rendered; None when it reads in no way, or in several."""
+        """The parts of a raw prompt that an editor rendered; None when it reads in no way, or in several.
+
+        It is in a client's hand how many ways there are: no more are looked at than tell that it is not one.
+        """
         readings = {(r.head, r.prefix, r.suffix): r for r in self._readings(prompt)}
         return next(iter(readings.values())) if len(readings) == 1 else None
 
     def _readings(self, prompt: str) -> Iterator[Infill]:
+        """At most two of each order."""
         start = prompt.find(self.prefix)
         if start < 0 or (start > 0 and not prompt.startswith(_REPOSITORY)):
+            return
+        if sum(prompt.count(name, 0, start) for name in self.repository) > _MOST_FILES:
             return
         head, body = prompt[:start], prompt[start + len(self.prefix) :]
         if body.endswith(self.middle):
@@ -81,10 +89,13 @@ def markers_of(control_tokens: Collection[str], eos: str) -> Markers | None:
 
 def by_names(text: str, names: Sequence[str]) -> Iterator[Segment]:
     """The text, with control tokens where it holds one of `names`."""
-    longest_first = sorted(names, key=len, reverse=True)
-    pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if names else [text]
-    for place, piece in enumerate(pieces):
-        yield Segment(piece, control=place % 2 == 1)
+    longest_first, begin = sorted(names, key=len, reverse=True), 0
+    # One by one: a split of a long text into many pieces would hold the interpreter for all of them.
+    for found in re.finditer("|".join(map(re.escape, longest_first)), text) if names else ():
+        yield Segment(text[begin : found.start()])
+        yield Segment(found[0], control=True)
+        begin = found.end()
+    yield Segment(text[begin:])
 
 
 def shares(prefix: int, suffix: int, room: int) -> tuple[int, int]:
@@ -94,7 +105,8 @@ def shares(prefix: int, suffix: int, room: int) -> tuple[int, int]:
 
 
 def _places(text: str, mark: str) -> list[int]:
-    return [found.start() for found in re.finditer(re.escape(mark), text)]
+    """The first two."""
+    return [found.start() for found in islice(re.finditer(re.escape(mark), text), 2)]
 
 
 def _bucket(stars: int) -> str:

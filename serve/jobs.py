@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve.affinity import common_start
 from serve.engines.base import CountingEngine
@@ -12,11 +12,20 @@ from serve.errors import BadRequest, ContextOverflow
 from serve.model_settings import Model
 from serve.prompts import Prompts
 from serve.rights import check_prompt, check_sampling
-from serve.tokens import TokenizerPool, Vocabulary
+from serve.threads import Threads
+from serve.tokens import Vocabulary
 from serve.words import Ask, Form, Job, Message, Rendered, Sampling, Share, Tenant
 
 RAW_COMPLETION_TOKENS = 16  # OpenAI's default of the raw completion form
+_FEW_IDS = 4096
 _FIELD = {"completion": "prompt", "fim": "prompt", "instruct": "instruction", "chat": "messages"}
+
+
+class _Prompt(NamedTuple):
+    """Its token ids, and what it was rendered to unless it came as ids."""
+
+    ids: tuple[int, ...]
+    rendered: Rendered | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +58,9 @@ def _asking(form: Form, text: str, given: str) -> Ask:
 class JobMaker:
     """Makes jobs of asks, with tokenizers in threads."""
 
-    def __init__(self, tokenizers: TokenizerPool) -> None:
-        self._tokenizers = tokenizers
+    def __init__(self, tokenizers: Threads, logprob_entries: int) -> None:
+        """`logprob_entries`: most log-probabilities of one answer."""
+        self._tokenizers, self._logprob_entries = tokenizers, logprob_entries
 
     async def jobs(
         self, ask: Ask, tenant: Tenant, served: Served, request_id: str, traceparent: str | None = None
@@ -63,35 +73,63 @@ class JobMaker:
             if not ids:
                 raise BadRequest(f"{_FIELD[ask.form]} is empty", _FIELD[ask.form])
             check_prompt(tenant, len(ids), _FIELD[ask.form])
+            most = _max_tokens(ask, len(ids), served.model.context_tokens, tenant.ceilings.output_tokens)
+            if sampling.min_tokens > most:
+                raise BadRequest(f"min_tokens is {sampling.min_tokens}, and the answer has at most {most} tokens; "
+                                 "send max_tokens too", "min_tokens")  # fmt: skip
             ends = tuple(served.vocabulary.id_of(name) for name in rendered.stop_tokens) if rendered else ()
             sampled = replace(
                 sampling,
                 stop=tuple(dict.fromkeys(sampling.stop + (rendered.stops if rendered else ()))),
                 stop_token_ids=tuple(dict.fromkeys(sampling.stop_token_ids + ends)),
-                max_tokens=_max_tokens(ask, len(ids), served.model.context_tokens, tenant.ceilings.output_tokens),
+                max_tokens=most,
             )
             job_id, share = f"{request_id}-{len(jobs)}", Share(tenant.tenant_id, tenant.weight, tenant.band)
             jobs.append(Job(job_id, ids, sampled, tenant.cache_salt, traceparent, served.adapter, share))
+        if (entries := sum(map(_logprob_entries, jobs))) > self._logprob_entries:
+            raise BadRequest(
+                f"logprobs: this answer would have up to {entries} log-probabilities, and at most "
+                f"{self._logprob_entries} are told; ask for fewer prompts, tokens or alternatives", "logprobs",
+            )  # fmt: skip
         return jobs
 
-    async def _prompts(self, ask: Ask, tenant: Tenant, served: Served) -> list[tuple[tuple[int, ...], Rendered | None]]:
-        """Token ids of each prompt, and what it was rendered to unless it came as ids."""
-        texts: list[Rendered | tuple[int, ...]] = [served.prompts.infill(infill) for infill in ask.infills]
-        if ask.form in ("chat", "instruct"):
-            texts = [served.prompts.render(ask)]
-        texts += [served.prompts.raw(p) if isinstance(p, str) else p for p in ask.prompts]
-        room = None
-        if ask.truncate:
-            room = served.model.context_tokens - (ask.sampling.max_tokens or RAW_COMPLETION_TOKENS)
-        prompts: list[tuple[tuple[int, ...], Rendered | None]] = []
-        for text in texts:
-            if isinstance(text, tuple):
-                _check_ids(text, served, "prompt")
-                prompts.append((text, None))
-            else:
-                encode = served.vocabulary.encode
-                prompts.append((await self._tokenizers.run(tenant.tenant_id, encode, text, room), text))
-        return prompts
+    async def _prompts(self, ask: Ask, tenant: Tenant, served: Served) -> list[_Prompt]:
+        """Whatever takes time in proportion to a prompt takes it in a thread; a few ids are quicker looked at here."""
+        few = ask.prompts and sum(map(len, ask.prompts)) <= _FEW_IDS
+        if few and all(isinstance(prompt, tuple) for prompt in ask.prompts):
+            return _encoded(ask, served)
+        return await self._tokenizers.run(tenant.tenant_id, _encoded, ask, served)
+
+
+def _encoded(ask: Ask, served: Served) -> list[_Prompt]:
+    """Render and encode every prompt of an ask."""
+    texts: list[Rendered | tuple[int, ...]] = [served.prompts.infill(infill) for infill in ask.infills]
+    if ask.form in ("chat", "instruct"):
+        texts = [served.prompts.render(ask)]
+    texts += [served.prompts.raw(p) if isinstance(p, str) else p for p in ask.prompts]
+    room = None
+    if ask.truncate:
+        room = served.model.context_tokens - (ask.sampling.max_tokens or RAW_COMPLETION_TOKENS)
+    prompts = list[_Prompt]()
+    for text in texts:
+        if isinstance(text, tuple):
+            _check_ids(text, served, "prompt")
+            prompts.append(_Prompt(text))
+        elif sum(segment.control for segment in text.segments) > served.model.context_tokens:
+            raise ContextOverflow(
+                f"{_FIELD[ask.form]} has more control tokens than this model's context, which is "
+                f"{served.model.context_tokens} tokens", _FIELD[ask.form],
+            )  # fmt: skip
+        else:
+            prompts.append(_Prompt(served.vocabulary.encode(text, room), text))
+    return prompts
+
+
+def _logprob_entries(job: Job) -> int:
+    asked = job.sampling
+    of_prompt = 0 if asked.prompt_logprobs is None else len(job.prompt_ids) * (1 + asked.prompt_logprobs)
+    of_answer = 0 if asked.logprobs is None else (asked.max_tokens or 0) * (1 + asked.logprobs)
+    return asked.n * (of_prompt + of_answer)
 
 
 def _profiled(ask: Ask, served: Served) -> Ask:
@@ -124,7 +162,7 @@ def _with_defaults(sampling: Sampling, served: Served) -> Sampling:
 
 
 def _check_ids(ids: Iterable[int], served: Served, field: str) -> None:
-    if any(i >= served.vocabulary.size for i in ids):
+    if max(ids, default=0) >= served.vocabulary.size:
         raise BadRequest(f"{field}: token ids must lie in 0…{served.vocabulary.size - 1}", field)
 
 

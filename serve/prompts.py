@@ -12,9 +12,10 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from serve.errors import BadRequest
@@ -124,11 +125,11 @@ def _alpaca_chat(messages: Sequence[Message], eos: str) -> list[Segment]:
 
 def _assistant_chat(messages: Sequence[Message], preamble: str) -> list[Segment]:
     system, turns, continued = _dialogue(messages)
-    out = preamble + (f"{system}\n\n" if system else "")
-    for question, answer in turns[:-1]:
-        out += f"Human: {question}\n\nAssistant: {answer}\n\n"
+    out = [preamble + (f"{system}\n\n" if system else "")]
+    out += [f"Human: {question}\n\nAssistant: {answer}\n\n" for question, answer in turns[:-1]]
     # No space after the last colon: the space belongs to the first token of the answer.
-    return [Segment(f"{out}Human: {turns[-1][0]}\n\nAssistant:{f' {continued}' if continued else ''}")]
+    out.append(f"Human: {turns[-1][0]}\n\nAssistant:{f' {continued}' if continued else ''}")
+    return [Segment("".join(out))]
 
 
 def _dialogue(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]], str]:
@@ -182,22 +183,30 @@ def _jinja(own: ModelTemplate, turns: list[dict[str, str]], add_generation_promp
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     words: dict[str, Any] = {"bos_token": own.bos, "eos_token": own.eos, "raise_exception": refuse}
     try:
-        template = environment.from_string(own.source)
-        return template.render(messages=turns, add_generation_prompt=add_generation_prompt, **words)
+        return _compiled(own.source).render(messages=turns, add_generation_prompt=add_generation_prompt, **words)
     except TemplateError:
         # The template's own message may quote what the user wrote.
         raise BadRequest("the model's chat template refuses these messages", "messages") from None
 
 
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> Template:
+    """Once for each model: it takes milliseconds. Rendering changes nothing in it."""
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+
+
 def _merge(segments: list[Segment]) -> tuple[Segment, ...]:
     """Join neighbouring texts, so that tokens form across the seam as they did in training."""
-    out: list[Segment] = []
-    for segment in segments:
-        if out and not segment.control and not out[-1].control:
-            out[-1] = Segment(out[-1].text + segment.text)
-        elif segment.text:
+    out, texts = list[Segment](), list[str]()
+    for segment in (*segments, None):
+        if segment is not None and not segment.control:
+            texts.append(segment.text)
+            continue
+        if text := "".join(texts):
+            out.append(Segment(text))
+        texts.clear()
+        if segment is not None:
             out.append(segment)
     return tuple(out)

@@ -16,7 +16,8 @@ from serve.answers import OUT_OF_QUOTA, Events, cut_off, echoed, together
 from serve.errors import EngineLost, InternalError, ServeError, UnknownModel
 from serve.jobs import JobMaker, Served
 from serve.rights import may_use
-from serve.tokens import TokenizerPool
+from serve.settings import Caps
+from serve.threads import Threads
 from serve.tracing import Traces
 from serve.words import Ask, Event, Job, Record, Tenant
 
@@ -29,15 +30,16 @@ class Corridor:
     def __init__(
         self,
         served: Mapping[str, Served],
-        tokenizers: TokenizerPool,
+        tokenizers: Threads,
         accounts: Accounts,
         observe: Observe,
         traces: Traces,
+        logprob_entries: int = Caps().logprob_entries,
     ) -> None:
         """`observe` gets one record per request when it has ended: for logs and metrics."""
         self.served, self._tokenizers, self._observe, self._traces = served, tokenizers, observe, traces
         self.accounts = accounts
-        self.maker = JobMaker(tokenizers)
+        self.maker = JobMaker(tokenizers, logprob_entries)
 
     def find(self, model: str, tenant: Tenant) -> Served:
         """A model that the tenant may not use is as unknown as one that is not there."""
@@ -95,6 +97,7 @@ class Corridor:
                 raise EngineLost("the engine ended its answer without a finish reason")
         except ServeError as e:
             record.outcome, record.code = e.outcome, e.code
+            self.accounts.refused.note_body(tenant, e, ask.body_bytes)
             raise
         except Exception as e:
             record.outcome, record.code, record.error = "failed", "internal_error", type(e).__name__

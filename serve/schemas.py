@@ -42,13 +42,21 @@ _PLAIN = " !#-\\[\\]-~" + "\u0080-\u07ff" + "\u0800-\ud7ff" + "\ue000-\uffff" + 
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 _MOST_COUNTED = 1 << 16  # of all these bounds together: the grammar grows with them
 _LARGEST_NUMBER = 1 << 53
+_LONGEST_CHAIN = 64  # of references and alternatives that lead from one to the next, with nothing of an answer between
 
 
 def checked(schema: Mapping[str, Any], caps: Caps) -> str:
     """The schema as text for the engine; raises BadRequest that names the place of what cannot be held."""
-    if _depth(schema) > caps.schema_depth:
+    levels, parts = _size(schema)
+    if levels > caps.schema_depth:
         raise _refusal("", f"is nested deeper than {caps.schema_depth} levels")
-    if len(json.dumps(schema, ensure_ascii=False, separators=(",", ":")).encode()) > caps.schema_bytes:
+    if parts > caps.schema_parts:
+        raise _refusal("", f"has {parts} objects and lists; at most {caps.schema_parts} are allowed")
+    try:
+        size = len(json.dumps(schema, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
+    except ValueError:
+        raise _refusal("", "holds a number that is not finite") from None
+    if size > caps.schema_bytes:
         raise _refusal("", f"is larger than {caps.schema_bytes} bytes")
     try:
         Draft202012Validator.check_schema(schema)
@@ -72,6 +80,8 @@ def _for_engine(schema: Mapping[str, Any]) -> Any:
     """
     copy = deepcopy(dict(schema))
     for _, part in list(_subschemas(copy, "")):
+        # JSON Schema calls 1.0 a whole number; the compiler, and a pattern, want it written as one.
+        part |= {name: int(part[name]) for name in _COUNTS if name in part}
         if "minLength" in part or "maxLength" in part:
             low, high = part.pop("minLength", 0), part.pop("maxLength", "")
             part["pattern"] = f"^[{_PLAIN}]{{{low},{high}}}$"
@@ -156,33 +166,44 @@ def _resolved(place: str, reference: str, whole: Mapping[str, Any]) -> Any:
 
 
 def _check_references(whole: Mapping[str, Any]) -> None:
-    """Refuse references that come back to themselves before any character of an answer: they mean nothing."""
-    settled: set[int] = set()
+    """Refuse references that come back to themselves before any character of an answer: they mean nothing.
 
-    def follow(part: Any, place: str, above: tuple[int, ...]) -> None:
-        if not isinstance(part, dict) or id(part) in settled:
-            return
-        if id(part) in above:
-            raise _refusal(place, "has a $ref that leads back to itself")
-        within = (*above, id(part))
-        if "$ref" in part:
-            follow(_resolved(place, part["$ref"], whole), place, within)
-        for keyword in ("anyOf", "oneOf", "allOf"):
-            for inner in part.get(keyword, ()):
-                follow(inner, place, within)
-        settled.add(id(part))
-
+    A client chose how long their chains are, so that each schema is followed once, and without a call inside a call.
+    """
+    settled, within = set[int](), set[int]()
     for place, part in _subschemas(whole, ""):
-        follow(part, place, ())
+        ways = [(part, _led_to(place, part, whole))] if id(part) not in settled else []
+        within |= {id(part) for part, _ in ways}
+        while ways:
+            here, further = ways[-1]
+            if (inner := next((x for x in further if isinstance(x, dict) and id(x) not in settled), None)) is None:
+                within.discard(id(here))
+                settled.add(id(here))
+                ways.pop()
+            elif id(inner) in within:
+                raise _refusal(place, "has a $ref that leads back to itself")
+            elif len(ways) == _LONGEST_CHAIN:
+                raise _refusal(place, f"begins a chain of more than {_LONGEST_CHAIN} references")
+            else:
+                within.add(id(inner))
+                ways.append((inner, _led_to(place, inner, whole)))
 
 
-def _depth(schema: Any) -> int:
-    """Levels of objects and lists; counted level by level, because a hostile one would exhaust the stack."""
-    levels, level = 0, [schema]
+def _led_to(place: str, part: Mapping[str, Any], whole: Mapping[str, Any]) -> Iterator[Any]:
+    """The schemas that an answer to this one must obey at the same place."""
+    if "$ref" in part:
+        yield _resolved(place, part["$ref"], whole)
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        yield from part.get(keyword, ())
+
+
+def _size(schema: Any) -> tuple[int, int]:
+    """Levels of objects and lists, and how many there are; level by level, or a deep one would exhaust the stack."""
+    levels, parts, level = 0, 0, [schema]
     while level := [x for x in level if isinstance(x, dict | list)]:
-        levels += 1
+        levels, parts = levels + 1, parts + len(level)
         level = [inner for x in level for inner in (x.values() if isinstance(x, dict) else x)]
-    return levels
+    return levels, parts
 
 
 def _refusal(place: str, sentence: str) -> BadRequest:

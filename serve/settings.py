@@ -52,11 +52,23 @@ class Caps(Frozen):
     stop_token_ids: int = Field(64, ge=0, description="Most stop token ids in one request.")
     choices: int = Field(8, ge=1, description="Most answers per prompt (`n`).")
     prompts: int = Field(32, ge=1, description="Most prompts in one completion request.")
+    messages: int = Field(1024, ge=1, description="Most messages in one chat, and parts of all their contents.")
+    refused_per_minute: int = Field(
+        600,
+        ge=1,
+        description="Bodies of one key that may be refused in a minute; one of over 64 KiB counts as several.",
+    )
     logprobs: int = Field(20, ge=0, description="Most alternatives per answered token.")
     echo_logprobs: int = Field(5, ge=0, description="Most alternatives per token when the prompt is scored too.")
+    logprob_entries: int = Field(
+        2_000_000,
+        ge=1,
+        description="Most log-probabilities in one answer: tokens, of the prompt too with echo, times alternatives.",
+    )
     logit_bias: int = Field(300, ge=0, description="Most tokens in one logit_bias.")
     schema_bytes: int = Field(1 << 16, ge=2, description="Largest JSON schema of a response_format, in bytes.")
     schema_depth: int = Field(16, ge=1, description="Deepest nesting of objects and lists in such a schema.")
+    schema_parts: int = Field(2000, ge=1, description="Most objects and lists in such a schema.")
 
 
 class Tracing(Frozen):
@@ -190,5 +202,5 @@ def _room_in(annotation: Any) -> type[BaseModel] | None:
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """The end of a sentence: nothing, or a suggestion."""
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(word[:100], known, n=1)  # a client chose the word, and its length
     return f"; did you mean `{close[0]}`?" if close else ""

@@ -1,4 +1,4 @@
-"""Tokenizers, in a bounded pool of threads. No transformers and no torch in this process.
+"""Tokenizers. No transformers and no torch in this process. Encoding a long text belongs in a thread.
 
 Two objects per model, never mutated after construction (flipping the switch on a shared one is a race):
 `plain` reads every text as text; control tokens are placed by id.
@@ -6,16 +6,12 @@ Two objects per model, never mutated after construction (flipping the switch on 
 
 from __future__ import annotations
 
-import asyncio
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from tokenizers import Tokenizer, decoders
 from tokenizers.pre_tokenizers import ByteLevel
@@ -24,8 +20,8 @@ from serve.fim import shares
 from serve.prompts import ModelTemplate
 from serve.words import Rendered
 
-P = ParamSpec("P")
-T = TypeVar("T")
+# A batch of one needs no threads of the library's own; they would have to survive forks.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # how vocabularies with byte fallback name a byte
 
 
@@ -58,7 +54,9 @@ class Vocabulary:
         segment = prompt.segments[place]
         if segment.control:
             return [self.id_of(segment.text)]
-        return list(self._plain.encode(segment.text, add_special_tokens=prompt.add_bos and place == 0).ids)
+        add_bos = prompt.add_bos and place == 0
+        # As a batch of one: alone, the library holds the interpreter until a long text is done, and all threads wait.
+        return list(self._plain.encode_batch_fast([segment.text], add_special_tokens=add_bos)[0].ids)
 
     def _cut(self, prompt: Rendered, pieces: list[list[int]], over: int) -> None:
         """What is nearest to the cursor stays: the end of what stands before it, the start of what follows."""
@@ -78,7 +76,7 @@ class Vocabulary:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a prompt that came as ids; control tokens show."""
-        return self._plain.decode(ids, skip_special_tokens=False)
+        return self._plain.decode_batch([ids], skip_special_tokens=False)[0]
 
     def spell(self, token_id: int) -> bytes:
         """The bytes of one token; several tokens may share a character, so they need not be text."""
@@ -96,55 +94,6 @@ class Vocabulary:
         if byte := _BYTE_TOKEN.fullmatch(name):
             return bytes([int(byte[1], 16)])
         return self._plain.decode([token_id], skip_special_tokens=False).encode()
-
-
-class TokenizerPool:
-    """Work on text, off the event loop; at most `threads` pieces at a time, and of one tenant fewer.
-
-    A long text takes seconds, and whether it will be refused is known only afterwards. So nobody ever holds the last
-    thread of several, also not by leaving: a piece that has begun keeps its place until it is done.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
-        self._each = max(1, threads - 1)
-        self._lines = dict[str, _Line]()
-
-    async def run(self, tenant_id: str, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        if (line := self._lines.get(tenant_id)) is None:
-            line = self._lines[tenant_id] = _Line(asyncio.Semaphore(self._each))
-        line.pieces += 1
-        try:
-            await line.places.acquire()
-        except BaseException:
-            self._leave(tenant_id, line)
-            raise
-        piece = self._threads.submit(partial(work, *arguments, **named))
-
-        def done() -> None:
-            line.places.release()
-            self._leave(tenant_id, line)
-
-        def tell(_: object) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(done)
-
-        piece.add_done_callback(tell)
-        return await asyncio.wrap_future(piece)
-
-    def _leave(self, tenant_id: str, line: _Line) -> None:
-        line.pieces -= 1
-        if not line.pieces:
-            del self._lines[tenant_id]
-
-
-@dataclass(slots=True)
-class _Line:
-    """One tenant's pieces, waiting and in work."""
-
-    places: asyncio.Semaphore
-    pieces: int = 0
 
 
 def _byte_level(tokenizer: Tokenizer) -> dict[str, int]:

@@ -165,6 +165,7 @@ class Ask:
     profile: str | None = None  # name of the model's sampling for what is not given
     given: frozenset[str] = frozenset()  # names of the sampling fields that the client sent
     tools_ignored: bool = False  # chat: tools were offered; this server never calls one
+    body_bytes: int = 0  # of what the client sent
 
 
 class Share(NamedTuple):

@@ -22,7 +22,7 @@ from serve.limitstore.memory import MemoryLimitStore
 from serve.model_settings import Model
 from serve.request import Corridor
 from serve.settings import Caps, Settings, parse
-from serve.tokens import TokenizerPool
+from serve.threads import Threads
 from serve.tracing import Traces
 from serve.wire.parse import parse as parse_body
 from serve.words import Ask, Job, Record, Secret, Tenant
@@ -68,7 +68,7 @@ async def local_model(task: Mapping[str, Any]) -> AsyncIterator[LocalModel]:
         await engine.warm_up()
         served = served_model(model, Path(task["folder"]), Receipts(engine, queues=False))
         corridor = Corridor(
-            {model.name: served}, TokenizerPool(settings.router.tokenizer_threads),
+            {model.name: served}, Threads(settings.router.tokenizer_threads, "text"),
             Accounts(MemoryLimitStore(), NoBooks()), _forget, Traces(settings.tracing, "bench"),
         )  # fmt: skip
         yield LocalModel(engine, corridor, model.name, settings.caps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from serve.tenants.directory import Tenants
 from serve.tenants.rows import Changes
@@ -22,7 +23,8 @@ async def follow(
 ) -> None:
     """Take what changed, every second, until cancelled. The database is read in a thread, one read at a time.
 
-    While it is away the last state stays: `on_error` is told once per outage, and once when it is over.
+    The thread is its own: a revoked key must not stay open because other work fills a pool. While the database is
+    away the last state stays: `on_error` is told once per outage, and once when it is over.
     """
     away = False
 
@@ -32,9 +34,10 @@ async def follow(
             on_error(f"tenants: the database is away ({why}); keys and limits stay as they were until it is back")
         away = True
 
+    loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, thread_name_prefix="tenants")
     while True:
         await asyncio.sleep(every_s)
-        reading = asyncio.ensure_future(asyncio.to_thread(store.changes_since, tenants.number))
+        reading = loop.run_in_executor(thread, store.changes_since, tenants.number)
         done, _ = await asyncio.wait({reading}, timeout=patience_s)
         if not done:
             tell_outage(f"silent for {patience_s:g} s")

@@ -5,7 +5,6 @@ On a port of its own, never the public one.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import re
@@ -21,7 +20,8 @@ from serve.tenants.given import Given, Id, KeyGiven, OrganisationGiven, TenantGi
 from serve.tenants.rows import NewKey
 from serve.tenants.showing import shown
 from serve.tenants.store import Store
-from serve.wire.usage import UsageOf, everybodys_page, once
+from serve.threads import Threads
+from serve.wire.usage import UsageOf, everybodys_page, once, report_threads
 from serve.words import Level, Secret
 
 ACTOR = "admin API"
@@ -49,10 +49,14 @@ class Rotation(Given):
 
 
 class AdminApi:
-    """Routes over the store. It blocks, so each call of it runs in a thread. `usage_of` reads the ledger."""
+    """Routes over the store. It blocks, so each call of it runs in a thread. `usage_of` reads the ledger.
+
+    Acts have threads of their own: a key is revoked however many lists and reports are asked for.
+    """
 
     def __init__(self, store: Store, usage_of: UsageOf | None, currency: str) -> None:
         self._store, self._usage_of, self._currency = store, usage_of, currency
+        self._acts, self._reads, self._reports = Threads(2, "act"), Threads(3, "read", most=32), report_threads()
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/admin/v1")
@@ -84,7 +88,7 @@ class AdminApi:
             with self._store.acting(ACTOR) as acts:
                 return shown(acts.create_organisation(given.id, given))
 
-        return JSONResponse(await asyncio.to_thread(act), 201)
+        return JSONResponse(await self._acts.run("", act), 201)
 
     async def create_tenant(self, request: Request) -> JSONResponse:
         given = await _body(request, NewTenant)
@@ -93,7 +97,7 @@ class AdminApi:
             with self._store.acting(ACTOR) as acts:
                 return shown(acts.create_tenant(given.id, given.organisation, given))
 
-        return JSONResponse(await asyncio.to_thread(act), 201)
+        return JSONResponse(await self._acts.run("", act), 201)
 
     async def create_key(self, request: Request) -> JSONResponse:
         tenant_id, given = _object_id(request), await _body(request, KeyGiven)
@@ -102,7 +106,7 @@ class AdminApi:
             with self._store.acting(ACTOR) as acts:
                 return acts.create_key(tenant_id, given)
 
-        return _told_once(await asyncio.to_thread(act), 201)
+        return _told_once(await self._acts.run("", act), 201)
 
     async def rotate(self, request: Request) -> JSONResponse:
         key_id, given = _object_id(request), await _body(request, Rotation)
@@ -111,33 +115,34 @@ class AdminApi:
             with self._store.acting(ACTOR) as acts:
                 return acts.rotate(key_id, given.grace_s)
 
-        return _told_once(await asyncio.to_thread(act), 200)
+        return _told_once(await self._acts.run("", act), 200)
 
     async def audit(self, request: Request) -> JSONResponse:
         """Newest first; `object`: of one object; `before`: older than that `audit_id`."""
         query = _query(request, {"object", "before", "limit"})
         before, most = _number(query, "before", 2**63 - 1), _number(query, "limit", MOST) or 100
-        rows = await asyncio.to_thread(self._store.audit, query.get("object"), before, most + 1)
+        rows = await self._reads.run("", self._store.audit, query.get("object"), before, most + 1)
         return _page([shown(row) for row in rows], most)
 
     async def usage(self, request: Request) -> JSONResponse:
         """What was used: `tenant`, `organisation`, and as GET /v1/usage, `by` those two besides."""
         if self._usage_of is None:
             raise NotFound("this deployment keeps no ledger")
-        return JSONResponse(await everybodys_page(self._usage_of, once(request.query_params), self._currency))
+        query = once(request.query_params)
+        return JSONResponse(await everybodys_page(self._usage_of, self._reports, query, self._currency))
 
     def _list(self, level: Level) -> Callable[..., Any]:
         async def list_them(request: Request) -> JSONResponse:
             query = _query(request, {"after", "limit"} | ({_PARENT[level]} if level in _PARENT else set()))
             parent, most = query.get(_PARENT.get(level, "")), _number(query, "limit", MOST) or 100
-            rows = await asyncio.to_thread(self._store.page, level, parent, query.get("after", ""), most + 1)
+            rows = await self._reads.run("", self._store.page, level, parent, query.get("after", ""), most + 1)
             return _page([shown(row) for row in rows], most)
 
         return list_them
 
     def _get(self, level: Level) -> Callable[..., Any]:
         async def get(request: Request) -> JSONResponse:
-            return JSONResponse(shown(await asyncio.to_thread(self._store.get, level, _object_id(request))))
+            return JSONResponse(shown(await self._reads.run("", self._store.get, level, _object_id(request))))
 
         return get
 
@@ -149,7 +154,7 @@ class AdminApi:
                 with self._store.acting(ACTOR) as acts:
                     return shown(acts.change(level, object_id, given))
 
-            return JSONResponse(await asyncio.to_thread(act))
+            return JSONResponse(await self._acts.run("", act))
 
         return change
 
@@ -161,7 +166,7 @@ class AdminApi:
                 with self._store.acting(ACTOR) as acts:
                     return shown((acts.suspend if suspended else acts.resume)(level, object_id))
 
-            return JSONResponse(await asyncio.to_thread(act))
+            return JSONResponse(await self._acts.run("", act))
 
         return suspend
 
@@ -173,7 +178,7 @@ class AdminApi:
                 with self._store.acting(ACTOR) as acts:
                     acts.remove(level, object_id)
 
-            await asyncio.to_thread(act)
+            await self._acts.run("", act)
             return Response(status_code=204)
 
         return remove

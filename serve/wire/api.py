@@ -6,7 +6,8 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -28,13 +29,14 @@ from serve.request import Corridor
 from serve.rights import check_scope, may_use
 from serve.settings import Caps, Settings
 from serve.tenants.directory import Tenants
-from serve.tokens import TokenizerPool
+from serve.threads import Threads
+from serve.wire import large
 from serve.wire.bodies import BODIES
 from serve.wire.docs import described
 from serve.wire.openai import Reply, model_card
 from serve.wire.parse import parse
 from serve.wire.sse import EventStream, left_before
-from serve.wire.usage import UsageOf, once, usage_page
+from serve.wire.usage import UsageOf, once, report_threads, usage_page
 from serve.words import Ask, Event, Form, Record, Tenant
 
 HEALTH_TIMEOUT_S = 2.0
@@ -56,12 +58,12 @@ class Api:
         self,
         corridor: Corridor,
         tenants: Tenants,
-        pool: TokenizerPool,
+        pool: Threads,
         settings: Settings,
         usage_of: UsageOf | None = None,
     ) -> None:
         self._corridor, self._tenants, self._pool = corridor, tenants, pool
-        self._usage_of, self._currency = usage_of, settings.currency
+        self._usage_of, self._currency, self._reports = usage_of, settings.currency, report_threads()
         self._caps, self._comment_after_s = settings.caps, settings.http.comment_after_s
         self._created = int(time.time())
 
@@ -87,15 +89,19 @@ class Api:
     def _generation(self, form: Form) -> Any:
         async def generate(request: Request) -> Response:
             record = Record(f"{_PREFIX[form]}-{secrets.token_hex(12)}", form, request.state.request_id)
+            tenant, body, refused = None, b"", self._corridor.accounts.refused
             try:
                 tenant = self.tenant(request)
                 record.tenant_id, record.key_id = tenant.tenant_id, tenant.key_id
                 record.organisation_id = tenant.organisation_id
                 check_scope(tenant, "generate")
-                self._corridor.accounts.refused.check(tenant)  # a flood of refusals should cost little
-                ask = await self._ask(form, request, tenant)
+                refused.check(tenant)  # a flood of refusals should cost little
+                body = await _body(request, self._caps)
+                ask = await self._ask(form, body, request.path_params.get("model_id"), tenant)
                 served = self._corridor.find(ask.model, tenant)
             except ServeError as e:
+                if tenant is not None:
+                    refused.note_body(tenant, e, len(body))
                 self._corridor.refuse(record, e)
                 raise
             except ClientDisconnect:  # in the middle of its body
@@ -107,8 +113,9 @@ class Api:
             events = self._corridor.answer(ask, tenant, record, traceparent, headers)
             if not ask.stream:
                 whole = asyncio.create_task(collect(events))
-                gone = await left_before(request, whole)
-                return Response(status_code=499) if gone else JSONResponse(reply.whole(whole.result()), 200, headers)
+                if await left_before(request, whole):
+                    return Response(status_code=499)
+                return await self._unary(reply, whole.result(), tenant, headers)
             # The first event is awaited before the headers go, so that a refusal is still a status code; but not
             # for so long that somebody on the way gives the silent connection up.
             head = asyncio.create_task(_first(events))
@@ -116,15 +123,23 @@ class Api:
                 return Response(status_code=499)
             if head.done():
                 head.result()
-            return EventStream(reply, head, events, headers, self._comment_after_s)
+            in_thread = partial(self._pool.run, tenant.tenant_id)
+            return EventStream(reply, head, events, headers, self._comment_after_s, in_thread)
 
         return generate
 
-    async def _ask(self, form: Form, request: Request, tenant: Tenant) -> Ask:
-        body, model = await _body(request, self._caps), request.path_params.get("model_id")
-        if len(body) <= _SMALL_BODY:
+    async def _unary(
+        self, reply: Reply, events: Sequence[Event], tenant: Tenant, headers: Mapping[str, str]
+    ) -> Response:
+        if not any(map(large.is_large, events)):
+            return JSONResponse(reply.whole(events), 200, headers)
+        body = await self._pool.run(tenant.tenant_id, large.whole, reply, events)
+        return Response(body, 200, headers, "application/json")
+
+    async def _ask(self, form: Form, body: bytes, model: str | None, tenant: Tenant) -> Ask:
+        # A small body is read within a millisecond, unless it brings a schema, whose name may be written with escapes.
+        if len(body) <= _SMALL_BODY and b"response_format" not in body and b"\\u" not in body:
             return parse(form, body, self._caps, model)
-        # Tens of milliseconds: not on the event loop.
         return await self._pool.run(tenant.tenant_id, parse, form, body, self._caps, model)
 
     def tenant(self, request: Request) -> Tenant:
@@ -152,7 +167,7 @@ class Api:
         if self._usage_of is None:
             raise NotFound("this server keeps no ledger")
         query = once(request.query_params)
-        return JSONResponse(await usage_page(self._usage_of, tenant.tenant_id, query, self._currency))
+        return JSONResponse(await usage_page(self._usage_of, self._reports, tenant.tenant_id, query, self._currency))
 
     async def health(self) -> JSONResponse:
         """200 when a request sent now would be answered, for every model."""

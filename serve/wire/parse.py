@@ -5,10 +5,12 @@ A null in an optional field is the same as its absence; a null in a required one
 
 from __future__ import annotations
 
-import json
+import codecs
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from serve.errors import BadRequest, UnknownField
 from serve.settings import Caps, did_you_mean
@@ -22,6 +24,7 @@ from serve.wire.bodies import (
     InstructBody,
     Sampled,
 )
+from serve.wire.counted import count
 from serve.wire.fields import HARMLESS, REFUSED
 from serve.wire.sampling import at_most, given_names, sampling, with_options
 from serve.words import Ask, Form, Infill, Message
@@ -32,7 +35,7 @@ def parse(form: Form, raw: bytes, caps: Caps, model: str | None = None) -> Ask:
     given = _json(raw)
     if model is not None and given.setdefault("model", model) != model:
         raise BadRequest("model: differs from the one in the path", "model")
-    body = _validated(form, given)
+    body = _validated(form, given, caps)
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options is only allowed when stream is true", "stream_options")
     options, asked = body.stream_options, with_options(body)
@@ -41,7 +44,7 @@ def parse(form: Form, raw: bytes, caps: Caps, model: str | None = None) -> Ask:
         "profile": body.profile, "given": given_names(asked),
         "include_usage": bool(options and options.include_usage),
         "continuous_usage": bool(options and options.continuous_usage_stats),
-        "return_token_ids": bool(body.return_token_ids),
+        "return_token_ids": bool(body.return_token_ids), "body_bytes": len(raw),
     }  # fmt: skip
     if isinstance(body, InstructBody):
         return Ask(**common, instruction=body.instruction, input=body.input or "")
@@ -54,44 +57,56 @@ def parse(form: Form, raw: bytes, caps: Caps, model: str | None = None) -> Ask:
 
 
 def _json(raw: bytes) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise BadRequest(f"{constant} is not JSON: a number must be finite")
-
+    """Linear in time and memory, numbers of any length and objects of any number of names included."""
     try:
-        body = json.loads(raw.decode("utf-8"), parse_constant=refuse)
-        # A lone surrogate (\ud800) is legal JSON and no text; found here, or deep in a tokenizer.
-        json.dumps(body, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError:
-        raise BadRequest("the body is not valid UTF-8") from None
-    except UnicodeEncodeError:
-        raise BadRequest("the body holds a lone surrogate, which is no text") from None
-    except RecursionError:
-        raise BadRequest("the body is nested too deeply") from None
-    except ValueError:
-        raise BadRequest("the body is not valid JSON") from None
+        # Some clients begin with a byte order mark, which RFC 8259 lets a reader skip.
+        body = from_json(raw.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False, cache_strings="keys")
+    except ValueError as e:
+        raise BadRequest(_why_no_json(raw, str(e))) from None
     if not isinstance(body, dict):
         raise BadRequest("the body must be a JSON object")
     return body
 
 
-def _validated(form: Form, body: dict[str, Any]) -> Sampled:
+def _why_no_json(raw: bytes, reason: str) -> str:
+    """The kind of mistake, and never the reader's own words: they may quote the body."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "the body is not valid UTF-8"
+    if "recursion limit" in reason:
+        return "the body is nested too deeply"
+    if "surrogate" in reason or "end of hex escape" in reason:
+        return "the body holds a lone surrogate, which is no text"
+    if "number out of range" in reason:
+        return "the body holds a number of too many digits"
+    return "the body is not valid JSON"
+
+
+def _validated(form: Form, body: dict[str, Any], caps: Caps) -> Sampled:
     shape = BODIES[form]
     for name, value in body.items():
         if name in REFUSED and value is not None:
             raise UnknownField(f"{name}: {REFUSED[name]}", name)
+        if name not in shape.model_fields and name not in HARMLESS and name not in REFUSED:
+            raise _unknown(name, [*shape.model_fields, *HARMLESS])
+    count(body, caps)
     try:
         return shape.model_validate(_without_nulls(shape, body))
     except ValidationError as e:
         # An unknown field is the most telling mistake; of a union's arms, the one that came furthest.
-        errors = sorted(e.errors(), key=lambda x: (x["type"] != "extra_forbidden", -len(_path(x["loc"]))))
-        error = errors[0]
+        told = e.errors(include_url=False, include_context=False, include_input=False)
+        error = min(told, key=lambda x: (x["type"] != "extra_forbidden", -len(_path(x["loc"]))))
     where = _path(error["loc"])
     if error["type"] == "extra_forbidden":
-        known = [*shape.model_fields, *HARMLESS] if len(error["loc"]) == 1 else []
-        raise UnknownField(f"unknown field {where[:100]}{did_you_mean(where, known)}", where[:100])
+        raise _unknown(where)
     if error["type"] == "missing":
         raise BadRequest(f"{where} is required", where)
     raise BadRequest(f"{where[:100]}: {error['msg'][:1].lower()}{error['msg'][1:]}", where[:100])
+
+
+def _unknown(where: str, known: Sequence[str] = ()) -> UnknownField:
+    return UnknownField(f"unknown field {where[:100]}{did_you_mean(where, list(known))}", where[:100])
 
 
 def _without_nulls(shape: type[BaseModel], body: dict[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,8 @@ def _json_schema(body: Sampled, caps: Caps) -> str | None:
     wanted: ResponseFormat | None = getattr(body, "response_format", None)
     if wanted is None or wanted.type == "text":
         return None
-    for name in ("ignore_eos", "min_tokens"):
+    # The grammar alone knows where the answer ends; told of other end tokens, it may leave the engine no token at all.
+    for name in ("ignore_eos", "min_tokens", "stop_token_ids"):
         if getattr(body, name):
             raise BadRequest(f"{name}: not with response_format; such an answer ends where its JSON ends", name)
     if wanted.type == "json_object":

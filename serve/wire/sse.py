@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -13,9 +13,11 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.errors import InternalError, ServeError
+from serve.wire import large
 from serve.wire.openai import Json, Reply
 from serve.words import Event
 
+InThread = Callable[[Callable[[Reply, Event], bytes], Reply, Event], Awaitable[bytes]]
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": waiting\n\n"  # clients skip it; proxies see that the stream lives
 
@@ -34,9 +36,11 @@ class EventStream(StreamingResponse):
         rest: AsyncGenerator[Event, None],
         headers: Mapping[str, str],
         comment_after_s: float,
+        in_thread: InThread,
     ) -> None:
+        """`in_thread`: runs what takes long."""
         quiet = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        self._body, self._head, self._rest = _chunks(reply, head, rest), head, rest
+        self._body, self._head, self._rest = _chunks(reply, head, rest, in_thread), head, rest
         super().__init__(self._body, media_type="text/event-stream", headers={**quiet, **headers})
         self._comment_after_s = comment_after_s
 
@@ -83,16 +87,16 @@ class _KeptAlive:
 
 
 async def _chunks(
-    reply: Reply, head: asyncio.Task[Event], rest: AsyncGenerator[Event, None]
+    reply: Reply, head: asyncio.Task[Event], rest: AsyncGenerator[Event, None], in_thread: InThread
 ) -> AsyncGenerator[bytes, None]:
     """An error is told in band, and then no [DONE] follows."""
     try:
         event = await head
         for opening in reply.first():
             yield data(opening)
-        yield data(reply.chunk(event))
+        yield await in_thread(large.chunk, reply, event) if large.is_large(event) else data(reply.chunk(event))
         async for event in rest:
-            yield data(reply.chunk(event))
+            yield await in_thread(large.chunk, reply, event) if large.is_large(event) else data(reply.chunk(event))
         if event.usage and (closing := reply.last(event.usage)):
             yield data(closing)
         yield DONE

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Protocol, cast, get_args
 
 from starlette.datastructures import QueryParams
 
 from serve.errors import BadRequest
 from serve.ledger.usage import By, Page
+from serve.threads import Threads
 
 DAY_S = 86_400
 MOST_DAYS = 366
@@ -35,30 +34,48 @@ class UsageOf(Protocol):
 
 def once(given: QueryParams) -> dict[str, str]:
     """A query as names and values; BadRequest for a name that stands there twice, which two readers may read apart."""
-    for name in given:
-        if len(given.getlist(name)) > 1:
+    query = dict[str, str]()
+    for name, value in given.multi_items():
+        if name in query:
             raise BadRequest(f"{name[:100]}: stands in the query twice", name[:100])
-    return dict(given)
+        query[name] = value
+    return query
 
 
-async def usage_page(usage_of: UsageOf, tenant_id: str, query: Mapping[str, str], currency: str) -> dict[str, Any]:
+def report_threads() -> Threads:
+    """Where the ledger is read for whoever asks: few at a time, and apart from all that keys and limits depend on."""
+    return Threads(2, "report", most=4)
+
+
+async def usage_page(
+    usage_of: UsageOf, threads: Threads, tenant_id: str, query: Mapping[str, str], currency: str
+) -> dict[str, Any]:
     """`query`: since and until (days or moments of UTC; the last 30 days without them), by, limit, cursor."""
-    return await _page(partial(usage_of, tenant_id), query, _KNOWN, _OWN, "day,model,key", currency)
+
+    def asked(**wanted: Any) -> Awaitable[Page]:
+        return threads.run(tenant_id, usage_of, tenant_id, **wanted)
+
+    return await _page(asked, query, _KNOWN, _OWN, "day,model,key", currency)
 
 
-async def everybodys_page(usage_of: UsageOf, query: Mapping[str, str], currency: str) -> dict[str, Any]:
+async def everybodys_page(
+    usage_of: UsageOf, threads: Threads, query: Mapping[str, str], currency: str
+) -> dict[str, Any]:
     """For administrators: `tenant` and `organisation` besides, each to see it alone or to group by it."""
     ids = {name: query.get(name) for name in ("tenant", "organisation")}
     for name, value in ids.items():
         if value is not None and not _ID.match(value):
             raise BadRequest(f"{name}: an id", name)
-    asked = partial(usage_of, ids["tenant"], organisation_id=ids["organisation"])
+
+    def asked(**wanted: Any) -> Awaitable[Page]:
+        return threads.run("", usage_of, ids["tenant"], organisation_id=ids["organisation"], **wanted)
+
     return await _page(asked, query, (*ids, *_KNOWN), get_args(By), "day,organisation,tenant,model", currency)
 
 
 async def _page(
-    asked: Callable[..., Page], query: Mapping[str, str], known: Sequence[str], groups: tuple[By, ...], by: str,
-    currency: str,
+    asked: Callable[..., Awaitable[Page]], query: Mapping[str, str], known: Sequence[str], groups: tuple[By, ...],
+    by: str, currency: str,
 ) -> dict[str, Any]:  # fmt: skip
     if unknown := [name for name in query if name not in known]:
         named = unknown[0][:100]
@@ -69,7 +86,7 @@ async def _page(
         raise BadRequest(f"since: must lie before until, and at most {MOST_DAYS} days", "since")
     wanted: dict[str, Any] = {"by": _by(query.get("by", by), groups), "limit": _limit(query)}
     try:
-        page = await asyncio.to_thread(asked, since_s=since_s, until_s=until_s, cursor=query.get("cursor"), **wanted)
+        page = await asked(since_s=since_s, until_s=until_s, cursor=query.get("cursor"), **wanted)
     except ValueError as e:
         raise BadRequest(f"cursor: {e}", "cursor") from None
     return {

@@ -70,6 +70,12 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "several in allOf": ({"allOf": [{"type": "string"}, {"enum": ["a"]}]}, "allOf"),
     "an unknown format": ({"type": "string", "format": "zzz"}, "format"),
     "a reference that is no place": ({"$ref": "#foo"}, "only local"),
+    "a long chain of $refs": (
+        {"$defs": {**{f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(900)}, "d900": {}}, "$ref": "#/$defs/d0"},
+        "chain of more than 64",
+    ),
+    "many parts": ({"anyOf": [{}] * 2000}, "has 2002 objects and lists"),
+    "a number without an end": ({"const": 1e400}, "not finite"),
     "what stands beside a $ref": (
         {"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a", "minimum": 5},
         "beside \\$ref",

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent / "serve"
 FLOORS = (
     {"words", "errors", "eight_bits"},
     {"services", "limit_settings", "model_settings", "settings", "fim", "prompts", "schemas", "plan", "fairshare",
-     "rights", "limits", "lengths", "affinity", "refused", "made"},
+     "rights", "limits", "lengths", "affinity", "refused", "made", "threads"},
     {"starcoder", "database", "migrations"},
     {"tokens", "tenants", "limitstore", "ledger", "weights", "logs", "tracing", "engines"},
     {"answers", "jobs"},
@@ -43,8 +43,8 @@ WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker", "opened"]
           "tenants": ["keys", "rows", "tables", "given", "reading", "writing", "acts", "store", "directory",
                       "following", "showing", "importing", "development"],
           "starcoder": ["__init__", "worker", "model", "rank"],
-          "wire": ["bodies", "fields", "sampling", "parse", "logprobs", "openai", "sse", "docs", "usage", "api",
-                   "admin"],
+          "wire": ["bodies", "fields", "sampling", "counted", "parse", "logprobs", "openai", "large", "sse", "docs",
+                   "usage", "api", "admin"],
           "manage": ["opening", "fields", "keys_command", "tenants_command", "admin_command"],
           "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
                      "replica_choice", "deployments", "local"]}  # fmt: skip

@@ -28,6 +28,13 @@ def test_lengths_of_strings_become_characters_that_need_no_escape() -> None:
         assert (re.search(pattern, text) is not None) is fits
 
 
+def test_a_count_that_is_written_as_a_fraction_reaches_the_engine_as_a_whole_number() -> None:
+    string = json.loads(checked({"type": "string", "minLength": 1.0, "maxLength": 2.0}, Caps()))
+    assert string["pattern"].endswith("]{1,2}$")
+    items = checked({"type": "array", "items": {"type": "null"}, "minItems": 1.0, "maxItems": 3.0}, Caps())
+    assert '"minItems":1,"maxItems":3' in items
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_schemas_are_refused_quickly_and_by_name(name: str) -> None:
     schema, sentence = HOSTILE[name]
