@@ -20,7 +20,7 @@ from tests.support.door import FORMS, SETTINGS, Door, is_openai_error
 from tests.support.hostile import Ticker
 
 FEW, MANY = 500, 20_000
-STOOD_S = {FEW: 0.25, MANY: 0.1}  # the many are asked alone on their machine, the few beside other tests
+STOOD_S = {FEW: 0.5, MANY: 0.1}  # the many are asked alone on their machine, the few beside other tests
 GROWN_MIB = 64
 _NAMES = sorted({name for body in BODIES.values() for name in body.model_fields} | HARMLESS.keys() | REFUSED.keys())
 _EDGES = [0, -1, 1, 2**31 - 1, 2**31, 2**53, 2**63, -(2**63) - 1, 10**400, 0.0, -0.0, 5e-324, 1e308, float("nan"),

@@ -22,7 +22,7 @@ from tests.support.hostile import HOSTILE, Ticker, cost
 from tests.support.town import Town, head, raw
 
 # Five times the worst median of docs/costs.md, on two cores that other tests use too.
-STOOD_S, GROWN_MIB, TOOK_S = 0.25, 700, 30
+STOOD_S, GROWN_MIB, TOOK_S = 0.5, 700, 30
 
 
 @pytest.mark.parametrize("name", HOSTILE)
