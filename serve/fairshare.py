@@ -7,7 +7,13 @@ back with the first output, and every output token is charged as it is made. Som
 lowest counter of those who wait: idle time earns nothing.
 
 Bands are strict, interactive before standard before batch, but for `starvation_share`: of the service that the engine
-gives while a lower band waits, it gets at least that share.
+gives while a lower band waits, it gets that share, and more only from places that no higher band wants. A band is
+owed its share of all service while it waits. When a job is taken ahead of its turn, while a higher band waits, its
+band pays with all that the job costs; what its answer will cost is foreseen from the band's answers so far, and put
+right as it is made. A band that got too much owes it, until its share has made up for it, whether or not it has jobs
+meanwhile. What it got while no higher band waited it owes nobody, and an idle band is owed nothing. Both sums end at
+`MOST_OWED`: a band that waits gets a turn at the latest after service of MOST_OWED / share, and no burst ahead of its
+turn is larger.
 """
 
 from __future__ import annotations
@@ -22,6 +28,9 @@ from typing import NamedTuple, Protocol
 from serve.words import BANDS, Band
 
 PROMPT_COST, OUTPUT_COST = 1.0, 2.0
+MOST_OWED = 65_536.0  # service: a prompt of as many tokens, or an answer of half as many
+_USUAL_OUTPUT = 64.0  # tokens of an answer, until a band's answers are known
+_SHARE_OF_NEW = 0.1  # of the newest answer in the mean length
 _KEPT_IDLE = 1024  # counters of tenants with nothing to do; more are swept
 
 
@@ -83,8 +92,31 @@ class _Queue:
     heap: list[tuple[float, int, str]] = field(default_factory=list)  # a counter may have grown since
     last: _Line = field(default_factory=_Line)  # whose job was taken last
     waiting: int = 0
-    at_work: int = 0  # sequences
-    owed: float = 0.0  # service below its starvation share, while it waits
+    owed: float = 0.0  # service below its starvation share; negative: got ahead of its turn
+    output_cost: float = OUTPUT_COST * _USUAL_OUTPUT  # of one sequence's answer, a running mean
+
+    def lift(self, service: float) -> None:
+        """Owe the band more. Unless it waits, this only makes up for what it got ahead of its turn."""
+        if self.waiting:
+            self.owed = min(self.owed + service, MOST_OWED)
+        elif self.owed < 0:
+            self.owed = min(self.owed + service, 0.0)
+
+    def pay(self, service: float) -> float:
+        """Take from what the band is owed; returns how much that was."""
+        paid = min(service, self.owed + MOST_OWED)
+        self.owed -= paid
+        return paid
+
+
+@dataclass(slots=True)
+class _Running:
+    """A job that was taken. `ahead`: of its turn, while a higher band waited, so that its band pays for it."""
+
+    ahead: bool
+    foreseen: float  # cost of its answer that is not made yet
+    made: float = 0.0  # cost of its answer so far
+    paid: float = 0.0
 
 
 class FairShare:
@@ -94,6 +126,7 @@ class FairShare:
         self._share, self._tickets = starvation_share, count()
         self._queues: dict[Band, _Queue] = {band: _Queue() for band in BANDS}
         self._waiting = dict[str, Claim]()
+        self._running = dict[str, _Running]()
 
     def push(self, claim: Claim) -> None:
         queue = self._queues[claim.band]
@@ -120,11 +153,13 @@ class FairShare:
     def _take(self, queue: _Queue, line: _Line, claim: Claim) -> None:
         line.claims.popleft()
         del self._waiting[claim.job_id]
-        queue.waiting -= 1
-        queue.at_work += claim.sequences
         line.at_work += 1
         queue.last = line
+        ahead = any(self._queues[band].waiting for band in BANDS[: BANDS.index(claim.band)])
+        running = self._running[claim.job_id] = _Running(ahead, queue.output_cost * claim.sequences)
+        self._pay(queue, running, running.foreseen)
         self._charge(claim, PROMPT_COST * claim.prompt_tokens)
+        self._wait_no_more(queue)
         self._offer(queue, claim.tenant, line)
 
     def drop(self, job_id: str) -> bool:
@@ -133,13 +168,21 @@ class FairShare:
             return False
         queue = self._queues[claim.band]
         queue.lines[claim.tenant].claims.remove(claim)
-        queue.waiting -= 1
+        self._wait_no_more(queue)
         return True
 
+    def _wait_no_more(self, queue: _Queue) -> None:
+        """One job fewer waits. A band without any is owed nothing."""
+        queue.waiting -= 1
+        if not queue.waiting:
+            queue.owed = min(queue.owed, 0.0)
+
     def done(self, claim: Claim) -> None:
-        queue = self._queues[claim.band]
-        queue.at_work -= claim.sequences
+        queue, running = self._queues[claim.band], self._running.pop(claim.job_id)
         queue.lines[claim.tenant].at_work -= 1
+        self._pay(queue, running, -running.foreseen)
+        if running.made:
+            queue.output_cost += _SHARE_OF_NEW * (running.made / claim.sequences - queue.output_cost)
         if len(queue.lines) > _KEPT_IDLE:
             self._sweep(queue)
 
@@ -149,27 +192,41 @@ class FairShare:
         self._offer(queue, claim.tenant, queue.lines[claim.tenant])  # lower than its entry says
 
     def made(self, claim: Claim, tokens: int) -> None:
-        self._charge(claim, OUTPUT_COST * tokens)
+        cost, running = OUTPUT_COST * tokens, self._running[claim.job_id]
+        foreseen = min(cost, running.foreseen)
+        running.foreseen -= foreseen
+        running.made += cost
+        self._charge(claim, cost, foreseen)
 
     def served(self, tenant: str, band: Band = "standard") -> float:
         """The tenant's counter."""
         line = self._queues[band].lines.get(tenant)
         return line.served if line else 0.0
 
-    def _charge(self, claim: Claim, cost: float) -> None:
-        self._queues[claim.band].lines[claim.tenant].served += cost / claim.weight
-        for band, queue in self._queues.items():
-            owed = queue.owed - cost if band == claim.band else queue.owed + self._share * cost
-            queue.owed = max(0.0, owed) if queue.waiting else 0.0
+    def _charge(self, claim: Claim, cost: float, foreseen: float = 0.0) -> None:
+        """Count service to the tenant and to the bands. `foreseen`: of it, what was paid for when the job was taken."""
+        own = self._queues[claim.band]
+        own.lines[claim.tenant].served += cost / claim.weight
+        for queue in self._queues.values():
+            queue.lift(self._share * cost)
+        running = self._running[claim.job_id]
+        self._pay(own, running, cost - foreseen)
+        if not running.ahead and own.owed > 0 and cost > 0:  # it gets what it is owed; more than that costs it nothing
+            own.owed = max(0.0, own.owed - cost)
+
+    def _pay(self, queue: _Queue, running: _Running, service: float) -> None:
+        """The band pays for a job ahead of its turn; where that is less than nothing, it gets back what it paid."""
+        if running.ahead and service > 0:
+            running.paid += queue.pay(service)
+        elif running.ahead:
+            back = min(-service, running.paid)
+            running.paid -= back
+            queue.lift(back)
 
     def _in_turn(self, bands: tuple[Band, ...]) -> list[_Queue]:
-        """Those that wait: the starved first, then from the top.
-
-        What a starved band is owed shrinks only while its job is answered, so it may not have many at work.
-        """
-        total = sum(queue.at_work for queue in self._queues.values())
+        """Those that wait: the starved first, then from the top."""
         waiting = [self._queues[band] for band in bands if self._queues[band].waiting]
-        starved = [q for q in waiting[1:] if q.owed > 0 and q.at_work < max(1.0, self._share * total)]
+        starved = [queue for queue in waiting[1:] if queue.owed > 0]
         return starved + [queue for queue in waiting if queue not in starved]
 
     def _offer(self, queue: _Queue, tenant: str, line: _Line) -> None:
