@@ -12,6 +12,7 @@ from serve.errors import BadRequest
 from serve.tenants.given import CeilingsGiven, Given, LimitsGiven, explained
 
 _G = TypeVar("_G", bound=Given)
+_DIGITS = 100  # more than any limit has; Python does not read thousands of them
 Limit = Annotated[list[str] | None, typer.Option("--limit", metavar="NAME=NUMBER", help=(
     f"How much it may use; `none` takes the limit away. Names: {', '.join(LimitsGiven.model_fields)}."))]  # fmt: skip
 Ceiling = Annotated[list[str] | None, typer.Option("--ceiling", metavar="NAME=NUMBER", help=(
@@ -46,8 +47,8 @@ def _names(text: str) -> list[str]:
 
 def _pair(text: str) -> tuple[str, int | None]:
     name, found, number = text.partition("=")
-    if not found or not (number == "none" or number.isdecimal()):
-        raise BadRequest(f"{text}: write it as {name}=NUMBER or {name}=none")
+    if not found or not (number == "none" or (number.isdecimal() and len(number) <= _DIGITS)):
+        raise BadRequest(f"{text[:100]}: write it as {name[:100]}=NUMBER or {name[:100]}=none")
     return name, None if number == "none" else int(number)
 
 

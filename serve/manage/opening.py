@@ -49,6 +49,8 @@ def opened(config: Path) -> Iterator[tuple[Settings, Instance, Store]]:
             store.close()
     except (SettingsError, ServeError) as e:
         refuse(str(e))
+    except UnicodeEncodeError:
+        refuse("what was typed is not valid UTF-8")
     except OSError as e:
         refuse(f"{e.filename}: {e.strerror}")
 
@@ -83,4 +85,4 @@ def words(value: Any) -> str:
         return " → ".join(words(inside) for inside in value)
     if isinstance(value, list):
         return ", ".join(words(inside) for inside in value) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)

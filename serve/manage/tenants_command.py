@@ -131,7 +131,7 @@ def import_file(
     The text of each new key is printed once.
     """
     with opened(config) as (_, _, store):
-        wanted = importing.read(file.read_text(encoding="utf-8"))
+        wanted = importing.read(file.read_bytes())
         imported = importing.apply(store, wanted, actor(), prune, say)
         for line in imported.done:
             say(line)
@@ -149,7 +149,7 @@ def import_file(
 def audit(
     config: Config,
     object_id: Annotated[str | None, typer.Argument(help="Only what was done to it.")] = None,
-    most: Annotated[int, typer.Option(min=1, help="So many acts, newest first.")] = 50,
+    most: Annotated[int, typer.Option(min=1, max=1_000_000, help="So many acts, newest first.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Who did what, and when."""

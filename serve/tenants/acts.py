@@ -50,7 +50,7 @@ class Acts:
 
     def create_tenant(self, tenant_id: str, organisation_id: str, given: TenantGiven) -> TenantRow:
         check_id(tenant_id)
-        self._living("organisation", organisation_id)
+        self._living("organisation", organisation_id, "organisation")
         parent = {"organisation_id": organisation_id}
         return cast(TenantRow, self._create("tenant", tenant_id, parent, _TENANT, given))
 
@@ -103,7 +103,9 @@ class Acts:
         key = cast(KeyRow, self._rows.value("key", self._living("key", key_id)))
         live = [s for s in key.secrets if s.expires_at is None or s.expires_at > self._now]
         if grace_s and len(live) > 1:
-            raise Conflict("this key has two live secrets: wait for the end of the older, or rotate with a grace of 0")
+            raise Conflict(
+                "this key has two live secrets: wait for the end of the older, or rotate with a grace of 0", "grace_s"
+            )
         ended = [s.digest for s in key.secrets if s not in live or not grace_s]
         self._rows.end_secrets(key_id, ended)
         until = self._now + grace_s
@@ -130,10 +132,10 @@ class Acts:
         key = self._rows.value("key", self._living("key", key_id))
         return NewKey(cast(KeyRow, key), keys.text_of(key_id, secret))
 
-    def _living(self, level: Level, object_id: str) -> Columns:
+    def _living(self, level: Level, object_id: str, field: str | None = None) -> Columns:
         columns = self._rows.found(level, object_id)
         if columns is None or columns["removed"]:
-            raise NotFound(f"there is no {level} {object_id}")
+            raise NotFound(f"there is no {level} {object_id}", field)
         return columns
 
     def _check_key(self, columns: Columns, tenant_id: str, tenant: Columns) -> None:

@@ -1,15 +1,27 @@
 """What an administrator may set, and nothing else: one allow-list for the command, the admin API and the YAML import.
 
-A field that is not given is left as it is; null takes a limit away.
+A field that is not given is left as it is; null takes a limit away. Whatever passes here can be stored, shown and
+worked with; a number never stands for a truth value or a time, nor the other way round.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    ValidationError,
+)
 
 from serve.errors import BadRequest, UnknownField
 from serve.settings import did_you_mean
@@ -19,9 +31,43 @@ _ID = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Id = Annotated[str, StringConstraints(pattern=_ID)]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[\w.:/-]{1,200}$")]
 KeyName = Annotated[str, StringConstraints(pattern=r"^\w[\w .@:/+-]{0,62}$")]
-Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+# The sums of several such numbers are exact in the doubles of Redis's Lua too: below 2^53.
+MOST = 10**15
+Count = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+# Service is divided by it and summed for as long as a replica lives.
+Weight = Annotated[float, Field(strict=True, ge=0.001, le=1000)]
 _MOST_MODELS = 256
-_NEVER_NULL = {"weight", "band", "scopes", "suspended", "limits", "ceilings", "name"}
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_OUTSIDE = "must lie between 1970 and 9999, in UTC"
+
+
+def _no_number(value: object) -> object:
+    """Refuse what pydantic would take for seconds since 1970, or for milliseconds where it is large."""
+    if isinstance(value, datetime) or (isinstance(value, str) and _DAY.match(value)):
+        return value
+    raise ValueError("write it as 2031-01-01T00:00:00Z")
+
+
+def _whole_second(moment: datetime) -> datetime:
+    """As it is kept: in whole seconds of UTC. What lies outside the calendar there could not be shown."""
+    try:
+        whole = moment.astimezone(UTC).replace(microsecond=0)
+    except OverflowError:
+        raise ValueError(_OUTSIDE) from None
+    if whole.year < 1970:
+        raise ValueError(_OUTSIDE)
+    return whole
+
+
+def _no_null(value: object) -> object:
+    """Null only where it says something; a default is not looked at."""
+    if value is None:
+        raise ValueError("cannot be null; leave it out")
+    return value
+
+
+NEVER_NULL = BeforeValidator(_no_null)
+Moment = Annotated[AwareDatetime, BeforeValidator(_no_number), AfterValidator(_whole_second)]
 
 
 def check_id(text: str) -> None:
@@ -32,13 +78,6 @@ def check_id(text: str) -> None:
 
 class Given(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="after")
-    def _null_only_where_it_says_something(self) -> Given:
-        for name in sorted(self.model_fields_set & _NEVER_NULL):
-            if getattr(self, name) is None:
-                raise ValueError(f"{name} cannot be null; leave it out")
-        return self
 
     def merged(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """Columns after this was set, of those that it sets. `before`: the columns so far."""
@@ -75,31 +114,35 @@ class CeilingsGiven(Given):
     choices: Count | None = Field(None, description="Over all prompts of the request.")
 
 
+Limited = Annotated[LimitsGiven | None, NEVER_NULL]
+Suspended = Annotated[StrictBool | None, NEVER_NULL]
+
+
 class OrganisationGiven(Given):
-    limits: LimitsGiven | None = None
-    suspended: bool | None = None
+    limits: Limited = None
+    suspended: Suspended = None
 
 
 class TenantGiven(Given):
-    weight: Annotated[float, Field(gt=0, le=1000)] | None = None
-    band: Band | None = None
+    weight: Annotated[Weight | None, NEVER_NULL] = None
+    band: Annotated[Band | None, NEVER_NULL] = None
     models: Annotated[frozenset[ModelName], Field(max_length=_MOST_MODELS)] | None = Field(
         None, description="Null: all."
     )
-    limits: LimitsGiven | None = None
-    ceilings: CeilingsGiven | None = None
-    suspended: bool | None = None
+    limits: Limited = None
+    ceilings: Annotated[CeilingsGiven | None, NEVER_NULL] = None
+    suspended: Suspended = None
 
 
 class KeyGiven(Given):
-    name: KeyName | None = None
-    scopes: frozenset[Scope] | None = None
+    name: Annotated[KeyName | None, NEVER_NULL] = None
+    scopes: Annotated[frozenset[Scope] | None, NEVER_NULL] = None
     models: Annotated[frozenset[ModelName], Field(max_length=_MOST_MODELS)] | None = Field(
         None, description="Of its tenant's; null: all of them."
     )
-    limits: LimitsGiven | None = None
-    expires_at: AwareDatetime | None = Field(None, description="With a time zone; null: never.")
-    suspended: bool | None = None
+    limits: Limited = None
+    expires_at: Moment | None = Field(None, description="With a time zone, in whole seconds; null: never.")
+    suspended: Suspended = None
 
 
 def explained(error: ValidationError, model: type[BaseModel]) -> BadRequest:
@@ -107,9 +150,9 @@ def explained(error: ValidationError, model: type[BaseModel]) -> BadRequest:
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a wrong name explains the rest
     location = first["loc"]
-    where = ".".join(str(part) for part in location)
+    where = ".".join(str(part)[:100] for part in location)  # an unknown field's name is whatever a client wrote
     if first["type"] == "extra_forbidden":
-        suggestion = did_you_mean(str(location[-1]), _fields_at(model, location[:-1]))
+        suggestion = did_you_mean(str(location[-1])[:100], _fields_at(model, location[:-1]))
         return UnknownField(f"{where}: unknown field{suggestion}", where)
     message = first["msg"].removeprefix("Value error, ")
     return BadRequest(f"{where + ': ' if where else ''}{message}", where or None)

@@ -61,11 +61,13 @@ class Imported(NamedTuple):
     suspended: list[str]
 
 
-def read(text: str) -> Wanted:
+def read(text: str | bytes) -> Wanted:
     """What a file wants; BadRequest names the first field that is wrong."""
     try:
         raw = yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError as e:
+        raise BadRequest(f"not YAML: {e}") from None
+    except (ValueError, OverflowError, RecursionError) as e:  # a 30th of February, a number of 5,000 digits
         raise BadRequest(f"not YAML: {e}") from None
     if not isinstance(raw, dict):
         raise BadRequest("a file of tenants is a mapping that starts with `organisations:`")

@@ -45,7 +45,7 @@ class NewTenant(TenantGiven):
 
 
 class Rotation(Given):
-    grace_s: float = Field(3600, ge=0, le=366 * 86400, description="How long the older secret still opens.")
+    grace_s: float = Field(3600, strict=True, ge=0, le=366 * 86400, description="How long the older secret opens.")
 
 
 class AdminApi:
@@ -102,20 +102,20 @@ class AdminApi:
     async def create_key(self, request: Request) -> JSONResponse:
         tenant_id, given = _object_id(request), await _body(request, KeyGiven)
 
-        def act() -> NewKey:
+        def act() -> JSONResponse:
             with self._store.acting(ACTOR) as acts:
-                return acts.create_key(tenant_id, given)
+                return _told_once(acts.create_key(tenant_id, given), 201)
 
-        return _told_once(await self._acts.run("", act), 201)
+        return await self._acts.run("", act)
 
     async def rotate(self, request: Request) -> JSONResponse:
         key_id, given = _object_id(request), await _body(request, Rotation)
 
-        def act() -> NewKey:
+        def act() -> JSONResponse:
             with self._store.acting(ACTOR) as acts:
-                return acts.rotate(key_id, given.grace_s)
+                return _told_once(acts.rotate(key_id, given.grace_s), 200)
 
-        return _told_once(await self._acts.run("", act), 200)
+        return await self._acts.run("", act)
 
     async def audit(self, request: Request) -> JSONResponse:
         """Newest first; `object`: of one object; `before`: older than that `audit_id`."""
@@ -246,7 +246,7 @@ def _page(rows: list[dict[str, Any]], most: int) -> JSONResponse:
 
 
 def _told_once(made: NewKey, status: int) -> JSONResponse:
-    """A key with its text, which nobody can ask for again."""
+    """A key with its text, which nobody can ask for again: made inside the transaction, so that both are or none."""
     return JSONResponse({"key": shown(made.key), "secret": made.secret.reveal()}, status, _NEVER_KEPT)
 
 
