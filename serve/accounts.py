@@ -1,8 +1,8 @@
 """What a request may cost and what it did cost: held before dispatch, metered on its way, settled when it has ended.
 
-A request that ended as it should is charged what its engine counted, which is what its client got. For one that broke
-off, or whose client left, the engines are asked what they made; where none knows any more, what was received is
-charged.
+Charged is what engines read and made, and nothing else, job by job: a request has one per prompt. One that ended as it
+should is charged what was received of it. For one that broke off, or whose client left, the engines are asked what they
+counted for each job; for a job that none knows any more, what was received of it counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serve.lengths import Kind, Lengths
 from serve.limits import NOTHING, Need, Used, grown, headers
 from serve.limitstore.base import Hold, LimitStore
 from serve.refused import Refused
-from serve.words import Ask, Counted, Job, Level, Record, Tenant
+from serve.words import NO_USAGE, Ask, Counted, Event, Job, Level, Record, Tenant, Usage
 
 _ASKED_AGAIN_S = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # until an engine has stopped what was cancelled
 _RESTORED_AGAIN_S = (0.0, 0.5, 5.0, 30.0, 300.0)
@@ -51,12 +51,13 @@ Spent = Callable[[Tenant, Level], Awaitable[tuple[int, int]]]
 
 
 class Bill:
-    """One request's. `open` it, note what is `made`, and `close` it whatever happened."""
+    """One request's. `open` it, note what is `received` and `made`, and `close` it whatever happened."""
 
     def __init__(self, accounts: Accounts, hold: Hold, served: Served, ask: Ask, jobs: Sequence[Job]) -> None:
         self._accounts, self._hold, self._served, self._jobs = accounts, hold, served, jobs
         self._kind = Kind(hold.tenant.tenant_id, ask.model, ask.form)
-        self._choices = len(jobs) * ask.sampling.n
+        self._n, self._choices = ask.sampling.n, len(jobs) * ask.sampling.n
+        self._received = [NO_USAGE] * len(jobs)
         self._starting: asyncio.Task[None] | None = None
         self._cut = False
 
@@ -64,6 +65,11 @@ class Bill:
     def headers(self) -> dict[str, str]:
         """`x-ratelimit-*`, as they stood when the request was let in."""
         return headers(self._hold.standing)
+
+    def received(self, event: Event) -> None:
+        """An event of the answer; choices are numbered through, job after job."""
+        job = event.choice // self._n
+        self._received[job] = self._received[job].after(event)
 
     async def made(self, record: Record) -> bool:
         """After each event. False: the day's tokens or the month's budget are used up, so end the answer."""
@@ -75,7 +81,9 @@ class Bill:
             return True
         # Where a large step does not fit any more, small ones use up what is left.
         for step in (more, record.output_tokens + _LAST_TOKENS):
-            if await limits.grow(self._hold, step, self._cost(record, step)):
+            # The cost of all prompts, also of those that are still to be read.
+            cost = self._served.model.price.of(self._hold.need.prompt_tokens, record.cached_tokens, step)
+            if await limits.grow(self._hold, step, cost):
                 return True
         self._cut = True
         return False
@@ -89,23 +97,18 @@ class Bill:
             self._accounts.do(self._find_out(record))
 
     async def _find_out(self, record: Record) -> None:
-        """Of an answer that broke off: what was made of it."""
+        """Of an answer that broke off: what was made of it, job by job."""
         told = await _counted(self._served, [job.job_id for job in self._jobs])
-        if all(job.job_id in told for job in self._jobs):
-            output = sum(counted.usage.completion_tokens for counted in told.values())
-            cached = sum(counted.usage.cached_tokens for counted in told.values())
-            record = replace(record, output_tokens=output, cached_tokens=cached)
-            # A prompt that waited costs nothing; one that was in work does, also where no token came of it.
-            begun = {job_id for job_id, counted in told.items() if counted.begun}
-            record.prompt_tokens = sum(len(job.prompt_ids) for job in self._jobs if job.job_id in begun)
-        elif not record.output_tokens:
-            record.prompt_tokens = 0
+        parts = zip(self._jobs, self._received, strict=True)
+        whole = Usage.total(told[job.job_id].usage if job.job_id in told else received for job, received in parts)
+        prompt, made, cached = whole
+        record = replace(record, prompt_tokens=prompt, output_tokens=made, cached_tokens=cached)
         self._write(record)
         await self._settle(record)
 
     def _write(self, record: Record) -> None:
-        record.cost = self._cost(record, record.output_tokens)
         record.computed_prompt_tokens = record.prompt_tokens - record.cached_tokens
+        record.cost = self._served.model.price.of(record.prompt_tokens, record.cached_tokens, record.output_tokens)
         if self._accounts.books.ended(record):
             self._accounts.forget_later(self._served, self._jobs)
 
@@ -117,9 +120,6 @@ class Bill:
         tokens = record.prompt_tokens + record.output_tokens
         used = Used(tokens, record.cost or 0) if tokens else NOTHING
         await self._accounts.limits.settle(self._hold, used)
-
-    def _cost(self, record: Record, output_tokens: int) -> int:
-        return self._served.model.price.of(record.prompt_tokens, record.cached_tokens, output_tokens)
 
 
 class Accounts:
@@ -138,7 +138,8 @@ class Accounts:
         """Hold what the jobs are expected to use, and open their row. Raises LimitReached or LimitsUnavailable."""
         kind = Kind(tenant.tenant_id, ask.model, ask.form)
         output = sum(self.lengths.expected(kind, job.sampling.max_tokens or 1) * job.sampling.n for job in jobs)
-        need = Need(record.prompt_tokens, output, served.model.price.of(record.prompt_tokens, 0, output))
+        prompt = sum(len(job.prompt_ids) for job in jobs)
+        need = Need(prompt, output, served.model.price.of(prompt, 0, output))
         try:
             hold = await self.limits.reserve(record.request_id, tenant, need)
         except LimitReached as e:

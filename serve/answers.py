@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 
 from serve.errors import EngineLost
-from serve.words import Event, Record, Usage
+from serve.words import NO_USAGE, Event, Record, Usage
 
 Events = AsyncGenerator[Event, None]
 OUT_OF_QUOTA = "insufficient_quota"  # the code of the error that the next request gets
@@ -26,7 +26,7 @@ async def together(streams: Sequence[Events], choices: int) -> Events:
         return
     queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(_MOST_WAITING)
     pumps = [asyncio.create_task(_pump(queue, place, stream)) for place, stream in enumerate(streams)]
-    total, open_jobs = Usage(0, 0, 0), len(streams)
+    total, open_jobs = NO_USAGE, len(streams)
     try:
         while open_jobs:
             place, event = await queue.get()
@@ -34,7 +34,7 @@ async def together(streams: Sequence[Events], choices: int) -> Events:
                 raise event
             if event.usage:
                 open_jobs -= 1
-                total = Usage(*(a + b for a, b in zip(total, event.usage, strict=True)))
+                total = Usage.total((total, event.usage))
             yield event._replace(choice=place * choices + event.choice, usage=None if open_jobs else total)
     finally:
         for task in pumps:

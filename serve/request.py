@@ -84,6 +84,7 @@ class Corridor:
             unfinished = set(range(len(jobs) * ask.sampling.n))
             async with aclosing(together(streams, ask.sampling.n)) as events:
                 async for event in events:
+                    bill.received(event)
                     _note(record, event, time.monotonic() - began)
                     unfinished -= {event.choice} if event.finish else set()
                     yield event
@@ -124,7 +125,6 @@ def _describe(record: Record, ask: Ask, served: Served, jobs: Sequence[Job]) -> 
     templates = served.model.templates
     record.template = {"chat": templates.chat, "instruct": templates.instruct}.get(ask.form, "raw")
     record.adapter, record.jobs = served.adapter, len(jobs)
-    record.prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
 
 
 def _note(record: Record, event: Event, now_s: float) -> None:
@@ -133,7 +133,9 @@ def _note(record: Record, event: Event, now_s: float) -> None:
         record.ttft_s = now_s
     if event.start:
         record.queue_s = max(record.queue_s or 0.0, event.start.queue_s)
+        record.prompt_tokens += event.start.prompt_tokens
         record.cached_tokens += event.start.cached_tokens
+        record.computed_prompt_tokens = record.prompt_tokens - record.cached_tokens
         record.engine = event.start.engine or record.engine
     record.output_tokens += len(event.token_ids)
     if event.usage:

@@ -5,6 +5,7 @@ Secrets and prompts carry `repr=False` or a masked `repr`: they cannot be printe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -213,19 +214,36 @@ class Start(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Tokens of a finished job, as the engine counted them; the prompt counts once, however many choices."""
+    """Tokens of a job; the prompt counts once, however many choices. `cached_tokens` are among the prompt's."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
 
+    def after(self, event: Event) -> Usage:
+        """With what another event of the same job tells."""
+        prompt, made, cached = self
+        if event.start:
+            prompt, cached = event.start.prompt_tokens, event.start.cached_tokens
+        return Usage(prompt, made + len(event.token_ids), cached)
+
+    @classmethod
+    def total(cls, parts: Iterable[Usage]) -> Usage:
+        """The sum of several jobs."""
+        return cls(*(sum(counts) for counts in zip(NO_USAGE, *parts, strict=True)))
+
+
+NO_USAGE = Usage(0, 0, 0)
+
 
 class Counted(NamedTuple):
-    """What an engine counted for one job. `finished`: it will not grow any more. `begun`: it had its turn."""
+    """What an engine read, found cached and made for one job. `finished`: it will not grow any more.
+
+    A prompt that the engine has not read is no token, whether it waits, was refused or was given up.
+    """
 
     usage: Usage
     finished: bool
-    begun: bool = True
 
 
 class Event(NamedTuple):
@@ -267,6 +285,7 @@ class Record:
     outcome: str = "cancelled"  # done, refused, failed, lost, cancelled
     code: str | None = None  # the error's code
     error: str | None = None  # the class of an error that nobody foresaw
+    # What engines are known to have read, found cached and made: nothing until a job's first event says so.
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0

@@ -42,7 +42,7 @@ class RequestMetrics:
             "Requests that ended, refused ones too.",
             ("model", "tenant", "form", "outcome", "code"),
         )
-        self._prompt_tokens = Counter("starserve_prompt_tokens", "Prompt tokens of admitted requests.", who)
+        self._prompt_tokens = Counter("starserve_prompt_tokens", "Prompt tokens that engines read.", who)
         self._cached_tokens = Counter("starserve_cached_tokens", "Prompt tokens that the prefix cache had.", who)
         self._output_tokens = Counter("starserve_output_tokens", "Tokens made, of broken-off answers too.", who)
         self._ttft_s = Histogram("starserve_ttft_seconds", "Time to first token.", _SECONDS, who)

@@ -24,6 +24,6 @@ def assemble(engine: Engine, queue: Queue, places: int, count: Callable[[int], N
     `places`: sequences that the engine works on at once. `count` gets the number of tokens of each event before it is
     handed out.
     """
-    turns = Turns(engine, queue, places, on_turn=lambda job_id: receipts.begin(job_id))
+    turns = Turns(engine, queue, places, on_turn=lambda job: receipts.begin(job))
     receipts = Receipts(turns, count)
     return EngineParts(receipts, turns)

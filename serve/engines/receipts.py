@@ -8,10 +8,12 @@ from contextlib import aclosing
 
 from serve.engines.base import Engine
 from serve.engines.moving import Moved
-from serve.errors import EngineUnavailable
-from serve.words import Counted, Event, Job, Usage
+from serve.errors import EngineLost, GenerationFailed
+from serve.words import NO_USAGE, Counted, Event, Job, Usage
 
 MOST = 100_000  # jobs remembered; beyond that the oldest is forgotten, and nobody can know it any more
+# These mean that the engine worked on the job. With any other error before the first event it has refused it unread.
+_WORKED_ON = (EngineLost, GenerationFailed)
 
 
 class Receipts:
@@ -30,28 +32,30 @@ class Receipts:
         await self._engine.check()
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
-        nothing = Usage(len(job.prompt_ids), 0, 0)
-        self._keep(job.job_id, Counted(nothing, finished=False, begun=not self._queues))
+        self._keep(job.job_id, Counted(NO_USAGE, finished=False))
+        if not self._queues:
+            self.begin(job)
+        told = False
         try:
             async with aclosing(self._engine.generate(job)) as events:
                 async for event in events:
+                    told = True
                     self._note(job.job_id, event)
                     yield event
-        except EngineUnavailable:
-            if (known := self._kept.get(job.job_id)) is not None:  # it was dead before it read the prompt
-                self._kept[job.job_id] = known._replace(begun=False)
-            raise
         except Moved:
             self._kept.pop(job.job_id, None)  # another's to count
+            raise
+        except Exception as e:
+            if not told and not isinstance(e, _WORKED_ON):
+                self._set(job.job_id, NO_USAGE)
             raise
         finally:
             if (known := self._kept.get(job.job_id)) is not None:
                 self._kept[job.job_id] = known._replace(finished=True)
 
-    def begin(self, job_id: str) -> None:
-        """The job has its turn: from now on its prompt costs."""
-        if (known := self._kept.get(job_id)) is not None:
-            self._kept[job_id] = known._replace(begun=True)
+    def begin(self, job: Job) -> None:
+        """The job has its turn: from now on its prompt counts, also where a client leaves before the first event."""
+        self._set(job.job_id, Usage(len(job.prompt_ids), 0, 0))
 
     async def counted(self, job_ids: Sequence[str]) -> dict[str, Counted]:
         """Of those jobs that reached this engine, in its queue or beyond, and were not forgotten."""
@@ -71,11 +75,9 @@ class Receipts:
     def _note(self, job_id: str, event: Event) -> None:
         self.output_tokens += len(event.token_ids)
         self._count(len(event.token_ids))
-        if (known := self._kept.get(job_id)) is None:
-            return
-        usage = event.usage
-        if usage is None:
-            prompt, made, cached = known.usage
-            cached = event.start.cached_tokens if event.start else cached
-            usage = Usage(prompt, made + len(event.token_ids), cached)
-        self._kept[job_id] = known._replace(usage=usage)
+        if (known := self._kept.get(job_id)) is not None:
+            self._set(job_id, event.usage or known.usage.after(event))
+
+    def _set(self, job_id: str, usage: Usage) -> None:
+        if (known := self._kept.get(job_id)) is not None:
+            self._kept[job_id] = known._replace(usage=usage)

@@ -39,7 +39,7 @@ def policy_of(queue: Queue) -> Policy:
 
 
 class Turns:
-    """Engine over an engine. `places`: sequences that it works on at once. `on_turn`: told the id of each job."""
+    """Engine over an engine. `places`: sequences that it works on at once. `on_turn`: told each job at its turn."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Turns:
         queue: Queue,
         places: int,
         policy: Policy | None = None,
-        on_turn: Callable[[str], None] = lambda job_id: None,
+        on_turn: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self._engine, self._queue, self._places, self._on_turn = engine, queue, places, on_turn
         self._policy = policy or policy_of(queue)
@@ -96,7 +96,7 @@ class Turns:
         try:
             await self._turn(waiter)
             waited_s = time.monotonic() - claim.asked_s
-            self._on_turn(job.job_id)
+            self._on_turn(job)
             async with aclosing(self._engine.generate(job)) as events:
                 async for event in events:
                     if event.start:

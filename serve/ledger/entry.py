@@ -35,10 +35,11 @@ class Entry:
     template: str = ""
     stream: bool = False
     jobs: int = 0  # their ids are those of `job_ids`
-    prompt_tokens: int = 0  # billed: once, however many choices and engines
+    # Billed: once, however many choices and engines, and only of prompts that an engine read.
+    prompt_tokens: int = 0  # these four, of an open row: as many as its last mark knew
     computed_prompt_tokens: int = 0  # what engines really computed of it, after a failover once more
     cached_tokens: int = 0  # what they found in their prefix caches instead
-    output_tokens: int = 0  # of an open row: as many as its last mark knew
+    output_tokens: int = 0
     cost: int = 0  # millionths of the deployment's currency
     queue_s: float | None = None
     ttft_s: float | None = None
@@ -67,7 +68,7 @@ class Entry:
 
 
 NAMES = tuple(field.name for field in fields(Entry))
-MARKED = ("engine", "computed_prompt_tokens", "cached_tokens", "output_tokens", "queue_s", "ttft_s")
+MARKED = ("engine", "prompt_tokens", "computed_prompt_tokens", "cached_tokens", "output_tokens", "queue_s", "ttft_s")
 _EMPTY = {field.name: field.default for field in fields(Entry)}
 
 

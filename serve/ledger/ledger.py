@@ -17,7 +17,9 @@ from serve.ledger.shipping import Shipper
 from serve.words import Record
 
 FOLDER = "ledger"  # in the folder of an instance
-MARK_TOKENS = 256  # a mark at the first token and at each so many: what a dead router is known to have received
+# A mark at each prompt, at the first token and at each so many: what a dead router is known to have received.
+MARK_TOKENS = 256
+_NEVER = (1 << 62, 1 << 62)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Ledger:
         self._refusals = Refusals(self._journal, rows_per_s)
         self.folder, self.database = folder, database
         self._now, self._say = now, say
-        self._next_mark: dict[str, int] = {}  # of each open request
+        self._next_mark: dict[str, tuple[int, int]] = {}  # of each open request: output tokens, prompt tokens so far
         self._told_full = False
         self._reader = Reader(folder, self._journal.life)
         rejected = folder / f"{self._journal.life}.rejected"
@@ -67,13 +69,15 @@ class Ledger:
     def opened(self, record: Record) -> None:
         """Before dispatch: the request has reached the queue. Fills `opened_s` and `router`."""
         record.opened_s, record.router = self._now(), self.router
-        self._next_mark[record.request_id] = 1
+        self._next_mark[record.request_id] = (1, record.prompt_tokens)
         self._journal.write("o", entry_of(record, self.router, record.opened_s, closed=False).told())
 
     def progress(self, record: Record) -> None:
-        """After each event: writes a mark at the first token and at each 256th; otherwise one comparison."""
-        if record.output_tokens >= self._next_mark.get(record.request_id, 1 << 62):
-            self._next_mark[record.request_id] = record.output_tokens // MARK_TOKENS * MARK_TOKENS + MARK_TOKENS
+        """After each event: writes a mark at each prompt, the first token and each 256th; else two comparisons."""
+        made, (due, marked) = record.output_tokens, self._next_mark.get(record.request_id, _NEVER)
+        if made >= due or record.prompt_tokens > marked:
+            due = made // MARK_TOKENS * MARK_TOKENS + MARK_TOKENS if made else 1
+            self._next_mark[record.request_id] = (due, record.prompt_tokens)
             self._journal.write("m", mark_of(record))
 
     def closed(self, record: Record) -> bool:

@@ -15,7 +15,7 @@ from serve.ledger.journal import forget, locked
 from serve.ledger.reading import Reader
 from serve.ledger.shipping import ship_all
 from serve.ledger.tables import ledger, write_entries
-from serve.words import Counted
+from serve.words import Counted, Usage
 
 AT_ONCE = 200  # rows that are asked about and closed together
 
@@ -106,18 +106,16 @@ async def _recover_one(
 
 def _closed(row: Entry, counted: Mapping[str, Counted], cost_of: CostOf, now_s: float) -> Entry:
     """As the engines counted it; where one has forgotten, at least what the router is known to have received."""
-    jobs = [counted[i] for i in row.job_ids() if i in counted]
-    known = [job.usage for job in jobs]
-    output, cached = sum(u.completion_tokens for u in known), sum(u.cached_tokens for u in known)
-    computed = sum(job.usage.prompt_tokens for job in jobs if job.begun) - cached
-    waited = sum(job.usage.prompt_tokens for job in jobs if not job.begun)  # these prompts were never read
+    known = [counted[i].usage for i in row.job_ids() if i in counted]
+    whole = Usage.total(known)
+    if len(known) < row.jobs:
+        # Both are parts of the truth, and the row does not say how they overlap: billed is what is sure.
+        received = Usage(row.prompt_tokens, row.output_tokens, row.cached_tokens)
+        whole = Usage(*(max(parts) for parts in zip(whole, received, strict=True)))
+    prompt, made, cached = whole
     closed = replace(
-        row, outcome="lost", code="router_lost", closed_s=now_s,
-        # No engine knows it and no token came: nobody can say that its prompt was ever read.
-        prompt_tokens=row.prompt_tokens - waited if known or row.output_tokens else 0,
-        output_tokens=output if len(known) == row.jobs else max(output, row.output_tokens),
-        cached_tokens=cached if known else row.cached_tokens,
-        computed_prompt_tokens=max(computed, row.computed_prompt_tokens),
+        row, outcome="lost", code="router_lost", closed_s=now_s, prompt_tokens=prompt, output_tokens=made,
+        cached_tokens=cached, computed_prompt_tokens=prompt - cached,
     )  # fmt: skip
     return replace(closed, cost=cost_of(closed))
 

@@ -87,7 +87,10 @@ class Spent(NamedTuple):
 
 
 def spent(database: sa.Engine, tenant: Tenant, level: Level, now_s: float) -> Spent:
-    """What a tenant's key, the tenant itself or its organisation used this day and this month."""
+    """What a tenant's key, the tenant itself or its organisation used this day and this month.
+
+    The same rows as `usage` sums, but for open ones: what these use is held as long as they run.
+    """
     now = datetime.fromtimestamp(now_s, UTC)
     month_s = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
     whose = {
@@ -98,8 +101,7 @@ def spent(database: sa.Engine, tenant: Tenant, level: Level, now_s: float) -> Sp
     closed = ledger.c.closed_s.is_not(None) & (ledger.c.opened_s >= month_s) & whose[level]
     today = ledger.c.day == int(now_s // DAY_S)
     tokens = sa.case((today, ledger.c.prompt_tokens + ledger.c.output_tokens), else_=0)
-    # A request that was refused has used nothing, whatever it asked for.
-    query = sa.select(sa.func.sum(tokens), sa.func.sum(ledger.c.cost)).where(closed, ledger.c.outcome != "refused")
+    query = sa.select(sa.func.sum(tokens), sa.func.sum(ledger.c.cost)).where(closed)
     with database.connect() as connection:
         day_tokens, month_cost = connection.execute(query).one()
     return Spent(int(day_tokens or 0), int(month_cost or 0))

@@ -12,6 +12,7 @@ import httpx
 
 from serve.app import build
 from serve.engines.assembly import assemble
+from serve.engines.base import CountingEngine
 from serve.engines.fake import FakeEngine
 from serve.ledger.ledger import Ledger
 from serve.settings import parse
@@ -51,7 +52,10 @@ def known_tenants(
 
 
 class Door:
-    """A router over a replica of the fake engine, and what it recorded. `rows`: fields of organisation, tenant, key."""
+    """A router over a replica of the fake engine, and what it recorded. `rows`: fields of organisation, tenant, key.
+
+    `engine`: what answers instead.
+    """
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class Door:
         settings: Mapping[str, Any] = SETTINGS,
         ledger: Ledger | None = None,
         places: int = MANY,
+        engine: CountingEngine | None = None,
         **rows: Mapping[str, Any],
     ) -> None:
         tenants, self.key = known_tenants(**rows)
@@ -66,7 +71,7 @@ class Door:
         self.engine, self.records, self.counts = FakeEngine(), list[Record](), list[int]()
         replica = assemble(self.engine, parsed.models[0].engine.queue, places, self.counts.append)
         self.receipts, self.turns = replica
-        engines = {"tiny": self.receipts}
+        engines = {"tiny": engine or self.receipts}
         router = build(parsed, {"tiny": words_folder}, engines, tenants, ledger, observe=self.records.append)
         self.accounts = router.accounts
         transport = httpx.ASGITransport(router.app, raise_app_exceptions=False)

@@ -27,11 +27,13 @@ def main() -> None:
     while True:
         number += 1
         fate = FATES[number % len(FATES)]
-        record = a_record(number, jobs=1 + number % 2)
+        jobs = 1 + number % 2
+        record = a_record(number, jobs=jobs, prompt_tokens=0)
         ledger.opened(record)
         for token in range(0 if fate == "refused" else 3 + number % 500):
-            os.write(counted, f"{record.request_id}-{token % (record.jobs or 1)}\n".encode())
+            os.write(counted, f"{record.request_id}-{token % jobs}\n".encode())
             record.output_tokens += 1
+            record.prompt_tokens = 10 * min(jobs, token + 1)
             ledger.progress(record)
         record.outcome = fate
         if fate != "open":

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing, suppress
 
+import pytest
+
 from serve.engines.assembly import assemble
 from serve.engines.fake import FakeEngine
 from serve.engines.receipts import Receipts
-from serve.errors import EngineLost
+from serve.errors import AdapterUnavailable, BadRequest, EngineLost, EngineUnavailable, GenerationFailed
 from serve.model_settings import Queue
-from serve.words import Counted, Job, Sampling, Secret, Usage
+from serve.words import NO_USAGE, Counted, Job, Sampling, Secret, Usage
+from tests.support.queued import until
+from tests.support.stepped import SteppedEngine
 
 
 def job(job_id: str, tokens: int = 5, n: int = 1) -> Job:
@@ -43,8 +47,8 @@ async def test_a_job_at_work_or_in_line_is_known_as_not_finished() -> None:
     await asyncio.sleep(0.1)
     found = await engine.counted(["works", "waits"])
     assert found["works"].usage.completion_tokens > 0
-    assert found["waits"] == Counted(Usage(3, 0, 0), finished=False, begun=False)
-    assert (found["works"].finished, found["works"].begun) == (False, True)
+    assert found["waits"] == Counted(NO_USAGE, finished=False)
+    assert (found["works"].finished, found["works"].usage.prompt_tokens) == (False, 3)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -56,6 +60,28 @@ async def test_what_a_dying_engine_made_is_known() -> None:
     with suppress(EngineLost):
         await read(engine, job("dies"))
     assert await engine.counted(["dies"]) == {"dies": Counted(Usage(3, 2, 0), True)}
+
+
+@pytest.mark.parametrize(
+    ("error", "read_tokens"),
+    [
+        (BadRequest("no"), 0),
+        (AdapterUnavailable("no"), 0),
+        (EngineUnavailable("no"), 0),
+        (RuntimeError("no"), 0),
+        (EngineLost("no"), 3),
+        (GenerationFailed("no"), 3),
+    ],
+)
+async def test_a_prompt_counts_only_where_the_engine_worked_on_it(error: Exception, read_tokens: int) -> None:
+    stepped = SteppedEngine({})
+    engine = assemble(stepped, Queue(), 1, lambda tokens: None).receipts
+    asked = asyncio.create_task(read(engine, job("ends")))
+    await until(lambda: bool(stepped.at_work))
+    stepped.fail("ends", error)
+    with pytest.raises(type(error)):
+        await asked
+    assert await engine.counted(["ends"]) == {"ends": Counted(Usage(read_tokens, 0, 0), finished=True)}
 
 
 async def test_memory_is_bounded_and_what_is_lost_by_that_is_counted() -> None:
