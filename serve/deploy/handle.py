@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -46,7 +47,11 @@ class GivenBack(NamedTuple):
 
 
 class RayEngine:
-    """Engine over a handle. Each job keeps its own handle stream, so that Serve's counts and cancellation hold."""
+    """Engine over a handle. Each job keeps its own handle stream, so that Serve's counts and cancellation hold.
+
+    Jobs alone are sent in their HTTP request's name. What else is asked has a name of its own: a question that ends
+    under a job's id would count as that job's end.
+    """
 
     def __init__(
         self, handle: DeploymentHandle[Any], patience_s: float = PATIENCE_S, silence_s: float = SILENCE_S
@@ -64,9 +69,10 @@ class RayEngine:
 
     async def _says_that_it_lives(self) -> bool:
         """False: it is silent. EngineUnavailable: it says that it does not, or is dead."""
-        calling: Any = self._handle.check.remote()
         try:
-            failure = await asyncio.wait_for(_result(calling), self._patience_s)
+            failure: Failure | None = await asyncio.wait_for(
+                _apart(lambda: self._handle.check.remote()), self._patience_s
+            )
         except TimeoutError:
             return False
         except Exception:
@@ -87,8 +93,9 @@ class RayEngine:
 
     async def _of_every_replica(self, method: str, job_ids: list[str]) -> list[Any]:
         try:
-            calling: Any = self._handle.broadcast(method, job_ids)
-            return list(await calling.results_async(timeout_s=BROADCAST_S))
+            return list(
+                await _apart(lambda: self._handle.broadcast(method, job_ids).results_async(timeout_s=BROADCAST_S))
+            )
         except Exception:
             raise EngineUnavailable(_UNAVAILABLE) from None
 
@@ -155,8 +162,11 @@ class RayEngine:
                 return
         answers = list[Any]()
         try:
-            calling: Any = self._handle.broadcast("check")
-            answers = await calling.results_async(timeout_s=self._patience_s, return_exceptions=True)
+            answers = await _apart(
+                lambda: self._handle.broadcast("check").results_async(
+                    timeout_s=self._patience_s, return_exceptions=True
+                )
+            )
         except TimeoutError as e:
             answers = [e]
         except Exception:
@@ -169,6 +179,10 @@ class RayEngine:
         raise EngineUnavailable(_UNAVAILABLE)
 
 
-async def _result(calling: Any) -> Failure | None:
-    answer: Failure | None = await calling
-    return answer
+async def _apart(call: Callable[[], Any]) -> Any:
+    """What a call to Serve comes to that belongs to no request: Serve takes a request's id from the context."""
+
+    async def called() -> Any:
+        return await call()
+
+    return await asyncio.get_running_loop().create_task(called(), context=Context())

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
+from ray.serve import context
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve.deploy.handle import Failure, RayEngine
 from serve.errors import EngineUnavailable
+from serve.words import Job, Sampling, Secret
 
 GONE = DeploymentUnavailableError(DeploymentID(name="engine-tiny", app_name="tested"))
 DEAD = Failure("EngineUnavailable", "the engine of this model has stopped", None)
@@ -111,3 +113,69 @@ async def test_thousands_who_wait_ask_once() -> None:
     asked = engine(given)
     await asyncio.gather(*(asked._lives() for _ in range(1000)))
     assert given.asked == 1
+
+
+class NamingHandle:
+    """Notes under which request's id Serve would send each call: it takes it from the context."""
+
+    def __init__(self) -> None:
+        self.sent, self.asked_all = list[tuple[str, str]](), asyncio.Event()
+
+    def options(self, **_: Any) -> NamingHandle:
+        return self
+
+    def __getattr__(self, method: str) -> Any:
+        return _Sender(self, method)
+
+    def broadcast(self, method: str, *_: Any) -> Any:
+        self.note(f"all:{method}")
+        self.asked_all.set()
+        return _Answers(method)
+
+    def note(self, method: str) -> None:
+        self.sent.append((method, context._get_serve_request_context()._internal_request_id))
+
+
+class _Sender:
+    def __init__(self, handle: NamingHandle, method: str) -> None:
+        self._handle, self._method = handle, method
+
+    def remote(self, *_: Any) -> Any:
+        self._handle.note(self._method)
+        return _NeverAnswered() if self._method == "generate" else Silent()
+
+
+class _NeverAnswered:
+    def __aiter__(self) -> _NeverAnswered:
+        return self
+
+    async def __anext__(self) -> Any:
+        await asyncio.Event().wait()
+
+    def cancel(self) -> None: ...
+
+
+class _Answers:
+    def __init__(self, method: str) -> None:
+        self._method = method
+
+    async def results_async(self, **_: Any) -> list[Any]:
+        return [None if self._method == "check" else {}]
+
+
+async def test_jobs_alone_are_sent_under_the_id_of_their_request() -> None:
+    """Serve tells by it that a call has ended: under a job's id a question would end the job."""
+    given: Any = NamingHandle()
+    token = context._serve_request_context.set(context._RequestContext(_internal_request_id="of the request"))
+    asked = RayEngine(given, patience_s=0.02, silence_s=0.2)
+    job = Job("job", (1,), Sampling(max_tokens=1), Secret("salt"))
+    answer = asyncio.ensure_future(anext(asked.generate(job)))
+    await given.asked_all.wait()  # it has waited for a while, and asks whether the engine lives
+    await asked.counted(["job"])
+    await asked.forget(["job"])
+    answer.cancel()
+    await asyncio.gather(answer, return_exceptions=True)
+    context._serve_request_context.reset(token)
+    of_the_request = [method for method, request_id in given.sent if request_id]
+    assert of_the_request == ["generate"]
+    assert {method for method, _ in given.sent} == {"generate", "check", "all:check", "all:counted", "all:forget"}
