@@ -12,6 +12,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 
+from serve.settings import SettingsError
+
 BUSY_S = 5.0  # how long a statement waits for somebody else's write to SQLite
 # libpq's names, in seconds but for the first, in milliseconds: without them a lost host is noticed after minutes.
 _NOTICE_A_DEAD_HOST = {"tcp_user_timeout": 5000, "connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 2,
@@ -31,20 +33,35 @@ def open_database(url: str) -> Engine:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema up to date. Safe to call from several processes at once, and when nothing is to do."""
+    """Bring the schema up to date. Safe to call from several processes at once, and when nothing is to do.
+
+    SettingsError, and nothing is changed, where a newer version of starserve has been here.
+    """
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         else:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-        config = _config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        if not is_migrated(connection):
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
 
 
 def is_migrated(connection: Connection) -> bool:
-    """Whether this database has the schema that this version of starserve wants."""
-    return MigrationContext.configure(connection).get_current_revision() == _scripts().get_current_head()
+    """Whether this database has the schema that this version of starserve wants. False: `migrate` would bring it there.
+
+    SettingsError where it cannot, because the schema is one that this version does not know.
+    """
+    scripts = _scripts()
+    wanted, known = scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()}
+    found = MigrationContext.configure(connection).get_current_heads()
+    if unknown := [revision for revision in found if revision not in known]:
+        raise SettingsError(
+            f"database: its schema is revision {unknown[0]}, and this version of starserve knows none after {wanted}: "
+            "a newer one has been here; start that one, or bring back the backup from before it"
+        )
+    return found == (wanted,)
 
 
 def _config() -> Config:

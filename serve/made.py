@@ -5,13 +5,19 @@ A file per engine, which the engine maps. What it wrote there survives its `kill
 
 from __future__ import annotations
 
+import math
 import mmap
+import os
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from serve.telling import Teller
+
 FOLDER = "made"  # in the folder of an instance
+_AGAIN_S = 5.0  # between two tries while the disk is full
 _FILE = struct.Struct("<dq")
 
 
@@ -23,19 +29,43 @@ class Count(NamedTuple):
 
 
 class Made:
-    """The count of one engine, by its replica's name. Only that replica writes it."""
+    """The count of one engine, by its replica's name. Only that replica writes it.
 
-    def __init__(self, folder: Path, engine: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (folder / engine).open("w+b") as file:
-            file.truncate(_FILE.size)
-            self._map = mmap.mmap(file.fileno(), _FILE.size)
+    A full disk stops no engine: what was counted meanwhile waits in memory, and is written when there is room.
+    """
+
+    def __init__(
+        self, folder: Path, engine: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`say` gets a sentence when the count cannot be kept, and when it can again."""
+        self._file, self._tell, self._clock = folder / engine, Teller(say), clock
         self._count = Count(time.time(), 0)
+        self._map: mmap.mmap | None = None
+        self._told_full, self._again_s = False, -math.inf
         self.add(0)
 
     def add(self, tokens: int) -> None:
         self._count = Count(self._count.since_s, self._count.output_tokens + tokens)
-        _FILE.pack_into(self._map, 0, *self._count)
+        if self._map is None and self._clock() >= self._again_s:
+            self._open()
+        if self._map is not None:
+            _FILE.pack_into(self._map, 0, *self._count)
+
+    def _open(self) -> None:
+        self._again_s = self._clock() + _AGAIN_S
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self._file.open("w+b") as file:
+                # A page of a file with holes that finds no room when it is written to ends the process (SIGBUS).
+                os.posix_fallocate(file.fileno(), 0, _FILE.size)
+                self._map = mmap.mmap(file.fileno(), _FILE.size)
+        except OSError as e:
+            if not self._told_full:
+                self._told_full = True
+                self._tell(f"what this engine makes cannot be counted on disk ({e.strerror}); it is counted in memory")
+            return
+        if self._told_full:
+            self._tell("what this engine makes is counted on disk again; nothing is missing")
 
 
 def read_made(folder: Path) -> dict[str, Count]:

@@ -99,9 +99,8 @@ class EngineReplica:
             self._model = model.name
             self._name = ray_serve.get_replica_context().replica_id.unique_id
             engine = model.engine
-            self._engine, self._turns = assemble(
-                self._vllm, engine.queue, engine.max_num_seqs, Made(made, self._name).add
-            )
+            self._made = Made(made, self._name, write_line)
+            self._engine, self._turns = assemble(self._vllm, engine.queue, engine.max_num_seqs, self._made.add)
             await self._vllm.warm_up()
             for name, reason in (await self._vllm.load_adapters()).items():
                 write_line(f"not served: {model.name}: adapter {name}: vLLM refuses it: {reason}")
@@ -117,6 +116,7 @@ class EngineReplica:
     async def _tell(self, metrics: QueueMetrics) -> None:
         while True:
             metrics(self._turns, self._engine)
+            self._made.add(0)  # what a full disk did not take is written though nobody asks for an answer
             await asyncio.sleep(METRICS_EVERY_S)
 
     async def generate(self, job: Job) -> AsyncGenerator[Event | Failure | GivenBack, None]:

@@ -126,12 +126,14 @@ class LedgerMetrics:
 
     def __init__(self) -> None:
         self._open = Gauge("starserve_ledger_open", "Rows of requests that have not ended.")
+        self._waiting = Gauge("starserve_ledger_waiting_lines", "Lines in memory that a full disk did not take yet.")
         self._unshipped = Gauge("starserve_ledger_unshipped_bytes", "Journal that is not in the database yet.")
         self._lost = Gauge("starserve_ledger_lost_lines", "Lines that neither disk nor database took.")
         self._outage_s = Gauge("starserve_ledger_outage_seconds", "How long the database did not take rows.")
 
     def __call__(self, counters: Counters) -> None:
         self._open.set(counters.open)
+        self._waiting.set(counters.waiting)
         self._unshipped.set(counters.unshipped_bytes)
         self._lost.set(counters.unwritten + counters.rejected)
         self._outage_s.set(counters.outage_s)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from zlib import crc32
@@ -23,7 +24,15 @@ Kind = Literal["o", "m", "c", "n"]  # opened, mark, closed, number of refusals
 _KINDS = frozenset(b"omcn")
 SEGMENT_BYTES = 16 << 20
 MOST_BYTES = 4 << 30
-MOST_WAITING = 10_000  # lines kept in memory while the disk is full: some 5 MB
+MOST_WAITING = 100_000  # lines kept in memory while the disk is full: some 50 MB
+_PASSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})  # what keeps files from being made now
+
+
+class Place(NamedTuple):
+    """In a life's journal: which segment, and how many bytes of it."""
+
+    number: int
+    offset: int
 
 
 class Line(NamedTuple):
@@ -76,18 +85,29 @@ class Journal:
     no place there either is counted in `unwritten`. `write` may be called from any thread."""
 
     def __init__(
-        self, folder: Path, router: str, segment_bytes: int = SEGMENT_BYTES, most_bytes: int = MOST_BYTES
-    ) -> None:
-        """`most_bytes`: of lines not shipped yet; above that the disk counts as full."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self, folder: Path, router: str, segment_bytes: int = SEGMENT_BYTES, most_bytes: int = MOST_BYTES,
+        most_waiting: int = MOST_WAITING,
+    ) -> None:  # fmt: skip
+        """`most_bytes`: of lines not shipped yet; above that the disk counts as full. `most_waiting`: lines in memory.
+
+        A disk that is full already keeps no router from starting: the files are made as soon as there is room.
+        """
         # Only whole segments go: with a single one, a journal that is full would stay full.
         self.folder, self._segment_bytes, self._most_bytes = folder, min(segment_bytes, most_bytes // 4), most_bytes
-        self.unwritten, self.last_error = 0, ""
+        self.unwritten, self.last_error, self._most_waiting = 0, "", most_waiting
         self.held_bytes = 0  # in all segments that still exist
         self._mutex, self._waiting, self._torn = threading.Lock(), deque[bytes](), False
-        self.life, self._lock = _begin_life(folder, router)
+        self.life = f"{re.sub(r'[^A-Za-z0-9_-]', '-', router)}-{time.time_ns():x}-{os.getpid():x}"
         self._number, self._size = 0, 0
-        self._file = self._open_segment()
+        self.end = Place(0, 0)  # of the last whole line
+        self._file = self._lock = -1
+        self._is_closed = False
+        try:
+            self._begin()
+        except OSError as e:
+            if e.errno not in _PASSES:
+                raise
+            self.last_error = e.strerror or type(e).__name__
 
     @property
     def waiting(self) -> int:
@@ -100,7 +120,7 @@ class Journal:
         with self._mutex:
             if not self._waiting and self._append(line):
                 return True
-            if len(self._waiting) < MOST_WAITING:
+            if len(self._waiting) < self._most_waiting:
                 self._waiting.append(line)
             else:
                 self.unwritten += 1
@@ -125,16 +145,20 @@ class Journal:
         with self._mutex:
             if self._file >= 0:
                 os.close(self._file)
+            if self._lock >= 0:
                 if remove:
                     forget(self.folder, self.life)
                 os.close(self._lock)
-            self._file = -1  # a late write fails, rather than go into another's file
+            # A late write fails, rather than go into another's file.
+            self._file, self._lock, self._is_closed = -1, -1, True
 
     def _append(self, line: bytes) -> bool:
         if self.held_bytes + len(line) > self._most_bytes:
             self.last_error = f"{self._most_bytes} bytes are not shipped yet"
             return False
         try:
+            if self._file < 0:
+                self._begin()
             if self._size >= self._segment_bytes:
                 self._next_segment()
             # A torn line before this one must not take it along.
@@ -148,7 +172,23 @@ class Journal:
         self._torn = written < len(whole)
         if self._torn:
             self.last_error = os.strerror(errno.ENOSPC)
+        else:
+            self.end = Place(self._number, self._size)
         return not self._torn
+
+    def _begin(self) -> None:
+        """Take this life's lock, which tells the living from the dead, and begin its first segment."""
+        if self._is_closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._lock < 0:
+            path = self.folder / f"{self.life}.lock"
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            if (descriptor := locked(path)) is None:  # taken for a dead one's in between, and gone in a moment
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            self._lock = descriptor
+        self._file = self._open_segment()
 
     def _next_segment(self) -> None:
         self._number += 1
@@ -163,15 +203,3 @@ class Journal:
     def _open_segment(self) -> int:
         path = segment(self.folder, self.life, self._number)
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-
-
-def _begin_life(folder: Path, router: str) -> tuple[str, int]:
-    while True:
-        life = f"{re.sub(r'[^A-Za-z0-9_-]', '-', router)}-{time.time_ns():x}"
-        path = folder / f"{life}.lock"
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError:
-            continue
-        if (descriptor := locked(path)) is not None:  # None: taken for a dead one's in between
-            return life, descriptor

@@ -13,7 +13,9 @@ from serve.ledger.entry import entry_of, mark_of
 from serve.ledger.journal import MOST_BYTES, SEGMENT_BYTES, Journal
 from serve.ledger.reading import Reader
 from serve.ledger.refusals import ROWS_PER_S, Refusals
+from serve.ledger.rejected import Rejected
 from serve.ledger.shipping import Shipper
+from serve.telling import Teller
 from serve.words import Record
 
 FOLDER = "ledger"  # in the folder of an instance
@@ -46,16 +48,16 @@ class Ledger:
         now: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         """`folder`: shared by all routers of this machine, kept over restarts. `router`: this replica's name. `say`
-        gets a sentence for the log, from another thread. `now`: unix seconds."""
+        gets a sentence for the log, from another thread, and may raise. `now`: unix seconds."""
         self._journal = Journal(folder, router, segment_bytes, most_bytes)
         self._refusals = Refusals(self._journal, rows_per_s)
         self.folder, self.database = folder, database
-        self._now, self._say = now, say
+        self._now, self._tell = now, Teller(say)
         self._next_mark: dict[str, tuple[int, int]] = {}  # of each open request: output tokens, prompt tokens so far
         self._told_full = False
         self._reader = Reader(folder, self._journal.life)
-        rejected = folder / f"{self._journal.life}.rejected"
-        self._shipper = Shipper(database, self._reader, rejected, say, self._tick, self._journal.forget)
+        rejected = Rejected(folder / f"{self._journal.life}.rejected")
+        self._shipper = Shipper(database, self._reader, rejected, self._tell, self._tick, self._journal.forget)
 
     @property
     def router(self) -> str:
@@ -113,6 +115,11 @@ class Ledger:
         """Blocks: whether everything so far is in the database. Never on the event loop."""
         return self._shipper.flush(timeout_s) and not self._journal.waiting
 
+    def catch_up(self, timeout_s: float) -> None:
+        """Blocks until the database has every row that is in the journal now; TimeoutError where it takes longer."""
+        if not self._shipper.reaches(self._journal.end, timeout_s):
+            raise TimeoutError("the ledger's database has not got every row yet")
+
     def stop(self, timeout_s: float = 10.0) -> bool:
         """Blocks: ship what is left and end. What cannot be shipped in time stays for a router that recovers it."""
         flushed = self.flush(timeout_s)
@@ -127,7 +134,7 @@ class Ledger:
         self._journal.write_waiting()
         full = bool(self._journal.waiting)
         if full and not self._told_full:
-            self._say(f"the ledger's journal cannot be written ({self._journal.last_error}); lines wait in memory")
+            self._tell(f"the ledger's journal cannot be written ({self._journal.last_error}); lines wait in memory")
         elif self._told_full and not full:
-            self._say(f"the ledger's journal can be written again; {self._journal.unwritten} lines were lost")
+            self._tell(f"the ledger's journal can be written again; {self._journal.unwritten} lines were lost")
         self._told_full = full

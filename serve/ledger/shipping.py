@@ -5,7 +5,6 @@ Nothing is held in memory but the group on its way: what waits, waits in the jou
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from serve.ledger.entry import Entry
-from serve.ledger.journal import Line
+from serve.ledger.journal import Line, Place
 from serve.ledger.reading import Reader
+from serve.ledger.rejected import Rejected
 from serve.ledger.tables import write_counts, write_entries, write_marks
+from serve.telling import Teller
 
 POLL_S = 0.2
 LONGEST_WAIT_S = 5.0  # between two tries while the database is away
@@ -57,10 +58,10 @@ class Group:
             write_counts(connection, list(self.counts.values()))
 
 
-def ship(database: Engine, lines: list[Line], rejected: Path) -> int:
+def ship(database: Engine, lines: list[Line], rejected: Rejected) -> int:
     """Write them, each at most once. Returns how many the database takes for wrong; those go to `rejected`.
 
-    Raises SQLAlchemyError when the database cannot be written to now.
+    Raises SQLAlchemyError when the database cannot be written to now, OSError when `rejected` cannot.
     """
     try:
         with database.begin() as connection:
@@ -71,16 +72,16 @@ def ship(database: Engine, lines: list[Line], rejected: Path) -> int:
         if len(lines) > 1:
             half = len(lines) // 2
             return ship(database, lines[:half], rejected) + ship(database, lines[half:], rejected)
-        with rejected.open("a") as file:
-            file.write(json.dumps(lines[0]) + "\n")
+        rejected.keep(lines[0])
         return 1
 
 
 def ship_all(database: Engine, reader: Reader, rejected: Path) -> tuple[int, int]:
     """All of a dead router's journal: lines shipped, lines rejected."""
+    kept = Rejected(rejected)
     shipped = refused = 0
     while lines := reader.read():
-        refused += ship(database, lines, rejected)
+        refused += ship(database, lines, kept)
         shipped += len(lines)
         reader.remember()
     reader.remember()
@@ -88,24 +89,27 @@ def ship_all(database: Engine, reader: Reader, rejected: Path) -> tuple[int, int
 
 
 class Shipper:
-    """The thread. `say` gets a sentence when an outage begins and when it ends; `tick` is called before each look."""
+    """The thread, which outlives whatever disk, database and log do. `tell` gets a sentence when an outage begins and
+    when it ends; `tick` is called before each look."""
 
     def __init__(
-        self, database: Engine, reader: Reader, rejected: Path, say: Callable[[str], None],
+        self, database: Engine, reader: Reader, rejected: Rejected, tell: Teller,
         tick: Callable[[], None], removed: Callable[[int], None],
     ) -> None:  # fmt: skip
         self._database, self._reader, self._rejected = database, reader, rejected
-        self._say, self._tick, self._removed = say, tick, removed
+        self._tell, self._tick, self._removed = tell, tick, removed
         self.shipped = self.rejected = 0  # lines
         self._away_s, self._away_since = 0.0, 0.0  # 0: not away
+        self._told_trouble = False  # that the place in the journal cannot be noted
         self._failures, self._flushing = 0, False
         self._stop, self._wake, self._idle = threading.Event(), threading.Event(), threading.Condition()
         self._looks = 0  # finished looks that found nothing left
+        self._shipped_to = reader.place
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
     @property
     def outage_s(self) -> float:
-        """How long the database did not take what there was, in all."""
+        """How long the rows did not reach the database, in all."""
         since = self._away_since
         return self._away_s + (time.monotonic() - since if since else 0.0)
 
@@ -118,14 +122,23 @@ class Shipper:
 
     def flush(self, timeout_s: float) -> bool:
         """Whether everything written before this call is in the database now."""
+        ends = time.monotonic() + timeout_s
         with self._idle:
             # The look under way may have begun before the last line came: the one after it has seen all.
             wanted = self._looks + 2
             self._flushing = True
-            self._wake.set()
-            self._idle.wait_for(lambda: self._looks >= wanted or not self._thread.is_alive(), timeout_s)
+            while self._looks < wanted and self._thread.is_alive() and (left_s := ends - time.monotonic()) > 0:
+                self._wake.set()
+                self._idle.wait(left_s)
             self._flushing = False
             return self._looks >= wanted
+
+    def reaches(self, place: Place, timeout_s: float) -> bool:
+        """Whether everything up to this place of the journal is in the database now."""
+        with self._idle:
+            self._wake.set()
+            self._idle.wait_for(lambda: self._shipped_to >= place or not self._thread.is_alive(), timeout_s)
+            return self._shipped_to >= place
 
     def stop(self) -> bool:
         """Whether the thread has ended: it may still wait for the database."""
@@ -137,17 +150,19 @@ class Shipper:
     def _run(self) -> None:
         while not self._stop.is_set():
             self._wake.clear()
-            self._tick()
             began = time.monotonic()
             try:
+                self._tell.again()
+                self._tick()
                 found = self._look()
             except Exception as e:  # whatever it is: this thread must outlive it
                 self._fail(e)
                 continue
+            with self._idle:
+                self._shipped_to = self._reader.place
+                self._looks += not found
+                self._idle.notify_all()
             if not found:
-                with self._idle:
-                    self._looks += 1
-                    self._idle.notify_all()
                 self._wake.wait(POLL_S)
             elif not self._flushing:
                 # Requests need this interpreter as well: a backlog takes half of its time at most.
@@ -158,17 +173,38 @@ class Shipper:
         if lines:
             self.rejected += ship(self._database, lines, self._rejected)
         self._removed(self._reader.remember())
+        self._tell_trouble(self._reader.trouble)
         if lines and self._away_since:
             away_s = time.monotonic() - self._away_since
             self._away_s, self._away_since, self._failures = self._away_s + away_s, 0.0, 0
-            self._say(f"the ledger's database takes rows again, after {away_s:.0f} s; none was lost")
+            self._tell(f"the ledger's database takes rows again, after {away_s:.0f} s; none was lost")
         self.shipped += len(lines)
         return len(lines)
 
+    def _tell_trouble(self, why: str) -> None:
+        if why and not self._told_trouble:
+            self._tell(
+                f"the ledger's place in its journal cannot be noted ({why}); a crash now would cost time, no row"
+            )
+        elif self._told_trouble and not why:
+            self._tell("the ledger's place in its journal can be noted again")
+        self._told_trouble = bool(why)
+
     def _fail(self, error: Exception) -> None:
+        self._rejected.again()
         if not self._away_since:
             self._away_since = time.monotonic()
-            # Only the class: a driver's message may hold an address, a statement, a row.
-            self._say(f"the ledger's database does not answer ({type(error).__name__}); rows wait in the journal")
+            self._tell(f"{_blamed(error)}; rows wait in the journal")
         self._failures += 1
         self._stop.wait(min(LONGEST_WAIT_S, 0.1 * 2 ** min(self._failures, 10)))
+
+
+def _blamed(error: Exception) -> str:
+    """Who is to blame. Only classes and codes: a driver's message may hold an address, a statement, a row."""
+    if isinstance(error, SQLAlchemyError):
+        said_by = getattr(error, "orig", None)
+        code = getattr(said_by, "sqlite_errorname", None) or getattr(said_by, "sqlstate", None)
+        return f"the ledger's database does not answer ({' '.join(filter(None, (type(error).__name__, code)))})"
+    if isinstance(error, OSError):
+        return f"the ledger's own files cannot be read or written ({error.strerror or type(error).__name__})"
+    return f"the ledger cannot be shipped ({type(error).__name__})"

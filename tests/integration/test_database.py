@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from serve.database import is_migrated, migrate, open_database
+from serve.settings import SettingsError
 from tests.support.servers import postgres
 
 
@@ -31,3 +32,18 @@ def test_several_processes_may_bring_the_schema_up_to_date_at_once(url: str) -> 
         assert "alembic_version" in inspect(connection).get_table_names()
     for engine in engines:
         engine.dispose()
+
+
+def test_a_schema_that_this_version_does_not_know_is_left_alone(url: str) -> None:
+    engine = open_database(url)
+    migrate(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0099'"))
+    for _ in range(2):
+        with pytest.raises(SettingsError, match="0099"):
+            migrate(engine)
+    with engine.connect() as connection:
+        with pytest.raises(SettingsError, match="0099"):
+            is_migrated(connection)
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0099"]
+    engine.dispose()

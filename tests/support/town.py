@@ -71,7 +71,7 @@ class Town:
         parsed = parse(settings)
         self.folder = folder
         self.engine, self.records = FakeEngine(), list[Record]()
-        self.made = Made(folder / "made", "engine-0")
+        self.made = Made(folder / "made", "engine-0", print)
         queue = parsed.models[0].engine.queue
         self.receipts, self.turns = assemble(self.engine, queue, places, self.made.add)
         self.database = open_database(f"sqlite:///{folder}/starserve.db")

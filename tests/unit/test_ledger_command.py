@@ -14,6 +14,7 @@ from serve.__main__ import cli
 from serve.database import migrate, open_database
 from serve.ledger.entry import Entry
 from serve.ledger.journal import Line
+from serve.ledger.rejected import Rejected
 from serve.ledger.shipping import ship
 from serve.ledger.tables import write_entries
 from serve.made import FOLDER, Made
@@ -49,7 +50,7 @@ def config(tmp_path: Path) -> Path:
         write_entries(connection, rows)
     count = {"router": "a", "minute_s": int(NOON), "key_id": "k1", "code": "rate", "day": int(NOON // 86400),
              "organisation_id": "", "tenant_id": "acme", "requests": 90}  # fmt: skip
-    ship(database, [Line("n", count)], tmp_path / "rejected")
+    ship(database, [Line("n", count)], Rejected(tmp_path / "rejected"))
     database.dispose()
     return write_config(tmp_path, url=url)
 
@@ -62,6 +63,17 @@ def test_rows_and_counted_refusals_are_exported(config: Path) -> None:
     assert [row.split(",")[0] for row in rows] == ["r1", "r2"]
     counted = run("export", "--refusals", config=config).stdout
     assert counted == "minute_s,organisation_id,tenant_id,key_id,code,requests\n1728043200,,acme,k1,rate,90\n"
+
+
+def test_a_ledger_of_a_newer_version_is_told_in_a_sentence(config: Path, tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path}/rows.db")
+    with database.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0099'")
+    database.dispose()
+    done = run("export", config=config)
+    assert done.exit_code == 2
+    assert "its schema is revision 0099" in done.output
+    assert "starserve up" not in done.output
 
 
 def test_usage_is_shown_as_sums(config: Path) -> None:
@@ -100,12 +112,12 @@ def test_what_engines_made_and_no_router_received_is_told_as_lost(
 ) -> None:
     monkeypatch.setenv("STARSERVE_STATE", str(tmp_path))
     assert "0 engines made 0 output tokens; the ledger has 0; lost 0 (0 requests lost, 0 open)" in told(config)
-    made = Made(tmp_path / "8000" / FOLDER, "alive")
+    made = Made(tmp_path / "8000" / FOLDER, "alive", print)
     write(tmp_path, Entry("a", NOON, NOON + 1, "done", engine="alive", output_tokens=30))
     made.add(20)
     made.add(10)
     assert "1 engines made 30 output tokens; the ledger has 30; lost 0" in told(config)
-    killed = Made(tmp_path / "8000" / FOLDER, "killed")
+    killed = Made(tmp_path / "8000" / FOLDER, "killed", print)
     killed.add(7)
     later = time.time() + 1
     write(tmp_path, Entry("b", later, later, "lost", engine="killed", output_tokens=4), Entry("c", later))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,8 +45,8 @@ def make(database: sa.Engine, tmp_path: Path, said: list[str]) -> Iterator[MakeL
     """Ledgers of this folder and database, started; ended after the test."""
     made: list[Ledger] = []
 
-    def ledger_of(start: bool = True, **how: object) -> Ledger:
-        made.append(Ledger(tmp_path / "journal", "router-0", database, said.append, **how))  # type: ignore[arg-type]
+    def ledger_of(start: bool = True, say: Callable[[str], None] = said.append, **how: object) -> Ledger:
+        made.append(Ledger(tmp_path / "journal", "router-0", database, say, **how))  # type: ignore[arg-type]
         if start:
             made[-1].start()
         return made[-1]

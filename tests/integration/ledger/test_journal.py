@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,58 @@ def test_a_full_disk_is_told_once_and_loses_nothing(
         "the ledger's journal cannot be written",
         "the ledger's journal can be written again; 0 lines were lost",
     ]
+
+
+def test_a_full_disk_under_journal_database_and_log_ends_nothing_and_heals(
+    make: MakeLedger, database: sa.Engine, said: list[str]
+) -> None:
+    full = threading.Event()
+
+    def say(sentence: str) -> None:
+        if full.is_set():
+            raise OSError("no space left")
+        said.append(sentence)
+
+    one = make(say=say)
+    one.opened(record := a_record(0, outcome="done"))
+    one.closed(record)
+    assert one.flush(20)
+    full.set()
+    with full_disk(1000):
+        for i in range(1, 50):
+            one.opened(record := a_record(i, outcome="done"))
+            one.closed(record)
+        ends = time.monotonic() + 10
+        while not (one.counters().waiting and one.counters().outage_s):
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        assert not one.flush(0.3)
+    full.clear()
+    assert one.flush(20)
+    assert (one.counters().unwritten, one.counters().rejected) == (0, 0)
+    assert {row["outcome"] for row in stored(database).values()} == {"done"}
+    assert len(stored(database)) == 50
+    said_of = "\n".join(said)
+    for sentence in ("does not answer (OperationalError", "takes rows again", "journal cannot be written"):
+        assert said_of.count(sentence) == 1
+
+
+def test_trouble_with_the_ledgers_own_files_is_not_told_as_the_databases(
+    make: MakeLedger, database: sa.Engine, said: list[str], tmp_path: Path
+) -> None:
+    one = make(start=False)
+    in_the_way = tmp_path / "journal" / f"{one.router}.rejected"
+    in_the_way.mkdir()
+    one.opened(a_record(1, prompt_tokens=None))  # no database takes it
+    one.opened(record := a_record(2, outcome="done"))
+    one.closed(record)
+    one.start()
+    assert not one.flush(0.3)
+    in_the_way.rmdir()
+    assert one.flush(20)
+    assert len(stored(database)) == 1
+    assert len(in_the_way.read_text().splitlines()) == one.counters().rejected == 1
+    assert said[0] == "the ledger's own files cannot be read or written (Is a directory); rows wait in the journal"
 
 
 def test_a_journal_that_reached_its_bound_goes_on_when_it_is_shipped(make: MakeLedger, database: sa.Engine) -> None:

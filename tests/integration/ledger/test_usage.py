@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from serve.ledger.entry import NAMES, Entry
 from serve.ledger.journal import Line
+from serve.ledger.rejected import Rejected
 from serve.ledger.shipping import ship
 from serve.ledger.tables import write_entries
 from serve.ledger.usage import By, Usage, counted_refusals, csv_lines, json_lines, prune, rows, usage
@@ -43,7 +44,9 @@ def filled(database: sa.Engine, tmp_path: Path) -> sa.Engine:
     )  # fmt: skip
     count = {"router": "a", "minute_s": int(FIRST), "key_id": "k1", "code": "rate", "day": 20_000,
              "organisation_id": "", "tenant_id": "acme", "requests": 90}  # fmt: skip
-    ship(database, [Line("n", count), Line("n", count | {"router": "b", "requests": 9})], tmp_path / "rejected")
+    ship(
+        database, [Line("n", count), Line("n", count | {"router": "b", "requests": 9})], Rejected(tmp_path / "rejected")
+    )
     return database
 
 

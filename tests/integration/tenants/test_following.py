@@ -98,6 +98,30 @@ async def test_an_outage_is_told_once_and_the_last_state_stays(store: Store) -> 
     assert "hunter2" not in "".join(told)
 
 
+async def test_a_log_that_cannot_be_written_ends_no_following_and_is_told_later(store: Store) -> None:
+    key, told, full = made(store), list[str](), True
+    tenants, lost = router(store), _Away(store)
+
+    def say(sentence: str) -> None:
+        if full:
+            raise OSError("no space left")
+        told.append(sentence)
+
+    lost.away = True
+    task = asyncio.create_task(follow(tenants, lost, say, 0.01))  # type: ignore[arg-type]
+    await within(5, lambda: lost.asked > 3)
+    lost.away = False
+    with store.acting("ann") as acts:
+        acts.remove("key", key.key.key_id)
+    await within(5, lambda: refuses(tenants, bearer(key)))
+    assert told == []
+    full = False
+    await within(5, lambda: len(told) == 2)
+    assert told[1] == "tenants: the database is back"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 @pytest.fixture(scope="module")
 def mortal() -> Iterator[Postgres]:
     with postgres() as server:

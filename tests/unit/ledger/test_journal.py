@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serve.ledger import journal as journal_module
 from serve.ledger.entry import Entry
-from serve.ledger.journal import Journal
+from serve.ledger.journal import Journal, segment
 from serve.ledger.reading import Reader
 from serve.ledger.refusals import Refusals
 from tests.support.full_disk import full_disk
@@ -44,7 +43,8 @@ def test_lines_that_a_full_disk_did_not_take_are_written_when_it_has_room(tmp_pa
 
 
 def test_what_finds_no_room_anywhere_is_counted_and_raises_nothing(tmp_path: Path) -> None:
-    journal, most = Journal(tmp_path, "r", most_bytes=500), journal_module.MOST_WAITING
+    most = 1000
+    journal = Journal(tmp_path, "r", most_bytes=500, most_waiting=most)
     for name in names(0, most + 100):
         journal.write("o", Entry(name, 1.0).told())
     written = len(read_all(Reader(tmp_path, journal.life)))
@@ -96,4 +96,53 @@ def test_many_keys_do_not_grow_memory(tmp_path: Path) -> None:
         door.refused(entry, now_s=i / 100)
     assert len(door._buckets) < 10_001
     assert door.counted == 0
+    journal.close(remove=True)
+
+
+def test_a_piece_of_torn_lines_hides_no_line_behind_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "r", segment_bytes=300_000)
+    for first in (0, 3):
+        for name in names(first, first + 3):
+            journal.write("o", Entry(name, 1.0).told())
+        with segment(tmp_path, journal.life, 0).open("ab") as file:
+            file.write(b"o 00000000 {torn}\n" * 10_000)  # more than two pieces
+            file.write(b"\0" * 200_000 + b"\n")
+    journal.write("o", Entry("request-000006", 1.0).told())
+    journal.close(remove=False)
+    for dead in (True, False):
+        reader = Reader(tmp_path, journal.life, dead)
+        assert read_all(reader) == names(0, 7)
+        reader.remember()
+        assert reader.torn > 20_000
+        (tmp_path / f"{journal.life}.position").unlink()
+
+
+def test_a_torn_line_counts_once_however_often_its_group_is_read(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "r")
+    segment(tmp_path, journal.life, 0).write_bytes(b"torn\n")
+    journal.write("o", Entry("request-000000", 1.0).told())
+    reader = Reader(tmp_path, journal.life)
+    for _ in range(5):  # the database is away
+        assert len(reader.read()) == 1
+    assert reader.torn == 1
+    reader.remember()
+    assert (reader.read(), reader.torn) == ([], 1)
+    journal.close(remove=True)
+
+
+def test_a_place_that_cannot_be_noted_keeps_no_segment_and_is_noted_later(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "r", segment_bytes=2000)
+    for name in names(0, 200):
+        journal.write("o", Entry(name, 1.0).told())
+    reader = Reader(tmp_path, journal.life)
+    with full_disk(8):
+        while reader.read():
+            journal.forget(reader.remember())
+            assert reader.trouble
+    assert len(list(tmp_path.glob("*.journal"))) == 1
+    assert journal.held_bytes == reader.unread_bytes() + segment(tmp_path, journal.life, journal._number).stat().st_size
+    assert read_all(Reader(tmp_path, journal.life))  # a crash now would ship some lines again
+    journal.forget(reader.remember())
+    assert reader.trouble == ""
+    assert read_all(Reader(tmp_path, journal.life)) == []
     journal.close(remove=True)
