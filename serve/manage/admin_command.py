@@ -15,7 +15,7 @@ from serve.database import open_database
 from serve.ledger.usage import usage
 from serve.manage.opening import opened, refuse, say
 from serve.settings import embedded_config
-from serve.tenants.development import read_secret, write_secret
+from serve.tenants.development import make_secret
 
 
 def admin(
@@ -29,10 +29,9 @@ def admin(
         if settings.admin.port == settings.http.port:
             refuse("admin.port: is the public port; name another")
         token_file = settings.admin.token_file or instance.folder / "admin.token"
-        if not token_file.exists():
-            write_secret(token_file, f"admin-{secrets.token_hex(32)}")
+        token = make_secret(token_file, f"admin-{secrets.token_hex(32)}")
         ledger = open_database(settings.database.url_in(instance.folder))
-        app = build_admin(store, read_secret(token_file), partial(usage, ledger), settings.currency)
+        app = build_admin(store, token, partial(usage, ledger), settings.currency)
         say(f"admin API on http://{settings.admin.host}:{settings.admin.port}/admin/v1, its token in {token_file}")
         try:
             uvicorn.run(app, host=settings.admin.host, port=settings.admin.port, log_level="warning", access_log=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -44,13 +44,11 @@ def make_store(database: Database, folder: Path) -> Store:
     """The store of a deployment, with schema and pepper as they should be. What is missing is made, files 0600."""
     pepper_file, url = database.pepper_in(folder), database.url_in(folder)
     try:
-        if not pepper_file.exists():
-            write_secret(pepper_file, secrets.token_hex(32))
+        pepper = make_secret(pepper_file, secrets.token_hex(32))
         if (name := make_url(url).database) and url.startswith("sqlite"):
             Path(name).touch(0o600)  # SQLite gives its other files the same mode
-        pepper = read_secret(pepper_file)
     except OSError as e:
-        raise SettingsError(f"database: {e.filename}: {e.strerror}") from None
+        raise SettingsError(f"database: {e.filename or pepper_file}: {e.strerror}") from None
     engine = open_database(url)
     with _plainly(engine):
         migrate(engine)
@@ -60,11 +58,13 @@ def make_store(database: Database, folder: Path) -> Store:
 def make_development_key(store: Store, key_file: Path) -> bool:
     """In a store without any organisation: make organisation, tenant and key `development`, the key's text in a file.
 
-    True if they were made now.
+    True if they were made now, and by this process: of several first starts at once one makes them.
     """
     if store.page("organisation", most=1):
         return False
     with store.acting("first start") as acts:
+        if acts.page("organisation"):  # acts come one after another: another start was before this one
+            return False
         acts.create_organisation(NAME, OrganisationGiven())
         acts.create_tenant(NAME, NAME, TenantGiven())
         made = acts.create_key(NAME, KeyGiven(name=NAME))
@@ -80,12 +80,33 @@ def read_secret(path: Path) -> Secret:
     return Secret(text)
 
 
+def make_secret(path: Path, text: str) -> Secret:
+    """What this file holds; where there was none, `text` from now on. Of several processes that make it at once the
+    first one wins, and all get the same."""
+    if not path.exists():
+        with _beside(path, text) as whole, suppress(FileExistsError):
+            os.link(whole, path)
+    return read_secret(path)
+
+
 def write_secret(path: Path, text: str) -> None:
-    """Into a file of its owner alone, whole or not at all."""
+    """Into a file of its owner alone, whole or not at all, instead of what it held."""
+    with _beside(path, text) as whole:
+        whole.replace(path)
+
+
+@contextmanager
+def _beside(path: Path, text: str) -> Iterator[Path]:
+    """A file with this text beside the one that is to hold it. Nothing of it stays, also where the disk is full."""
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    beside.replace(path)
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # a power cut must not leave an empty pepper: no key would open any more
+        yield beside
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _checked(engine: Engine, pepper: Secret) -> Store:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from serve.services import Database
 from serve.settings import SettingsError
-from serve.tenants.development import make_development_key, make_store, open_store
+from serve.tenants.development import make_development_key, make_secret, make_store, open_store
 from serve.tenants.given import OrganisationGiven
 from serve.words import Secret
+from tests.support.full_disk import full_disk
 from tests.support.people import router
 
 
@@ -31,6 +35,62 @@ def test_a_development_key_is_made_once_for_its_owner_alone(database: Database, 
     assert router(again).identify(f"bearer {made}") == tenant
     again.close()
     assert not any(made.split("_", 1)[1].encode() in p.read_bytes() for p in files if p != key)
+
+
+def test_of_first_starts_at_once_one_makes_the_pepper_and_the_key_and_all_others_take_them(
+    database: Database, tmp_path: Path
+) -> None:
+    key = tmp_path / "development.key"
+    key.write_text("of a database that is gone")
+    together = threading.Barrier(4)
+
+    def start(_: int) -> bool:
+        together.wait()
+        store = make_store(database, tmp_path)
+        together.wait()
+        try:
+            return make_development_key(store, key)
+        finally:
+            store.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(start, range(4))) == [False, False, False, True]
+    again = open_store(database, tmp_path)
+    assert router(again).identify(f"Bearer {key.read_text()}").tenant_id == "development"
+    again.close()
+    assert {p.name.split("-")[0] for p in tmp_path.iterdir()} <= {"pepper", "development.key", "starserve.db"}
+
+
+def test_a_secret_is_made_once_whoever_else_makes_it(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def make(number: int) -> str:
+        together.wait()
+        return make_secret(tmp_path / "secret", f"{number}" * 64).reveal()
+
+    with ThreadPoolExecutor(8) as pool:
+        (made,) = set(pool.map(make, range(8)))
+    assert (tmp_path / "secret").read_text() == made
+    assert [p.name for p in tmp_path.iterdir()] == ["secret"]
+
+
+def test_a_first_start_on_a_full_disk_leaves_nothing_and_the_next_one_works(tmp_path: Path) -> None:
+    with full_disk(10), pytest.raises(SettingsError, match=r"pepper: .*(too large|No space)"):
+        make_store(Database(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    make_store(Database(), tmp_path).close()
+
+
+def test_a_schema_of_a_newer_version_is_told_in_a_sentence_with_both_revisions(
+    database: Database, tmp_path: Path
+) -> None:
+    store = make_store(database, tmp_path)
+    with store._engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0099'"))
+    store.close()
+    for opening in (make_store, open_store):
+        with pytest.raises(SettingsError, match=r"revision 0099,.* none after \d{4}.* start that one, or"):
+            opening(database, tmp_path)
 
 
 def test_where_somebody_has_an_organisation_no_development_key_is_made(database: Database, tmp_path: Path) -> None:
