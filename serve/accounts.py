@@ -8,7 +8,7 @@ counted for each job; for a job that none knows any more, what was received of i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,11 +18,13 @@ from serve.jobs import Served
 from serve.lengths import Kind, Lengths
 from serve.limits import NOTHING, Need, Used, grown, headers
 from serve.limitstore.base import Hold, LimitStore
+from serve.logs import write_line
 from serve.refused import Refused
-from serve.words import NO_USAGE, Ask, Counted, Event, Job, Level, Record, Tenant, Usage
+from serve.renewing import Renewals
+from serve.restoring import Restorer, Spent
+from serve.words import NO_USAGE, Ask, Counted, Event, Job, Record, Tenant, Usage
 
 _ASKED_AGAIN_S = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # until an engine has stopped what was cancelled
-_RESTORED_AGAIN_S = (0.0, 0.5, 5.0, 30.0, 300.0)
 _FORGOTTEN_EVERY_S = 2.0
 _LAST_TOKENS = 8
 
@@ -44,10 +46,6 @@ class NoBooks:
     def progress(self, record: Record) -> None: ...
     def ended(self, record: Record) -> bool:
         return True
-
-
-# What the ledger knows of this day's tokens and this month's cost of a tenant's key, itself, or its organisation.
-Spent = Callable[[Tenant, Level], Awaitable[tuple[int, int]]]
 
 
 class Bill:
@@ -90,6 +88,7 @@ class Bill:
 
     def close(self, record: Record) -> None:
         """Settle and write down; what has to be asked for, in the background."""
+        self._accounts.renewals.drop(self._hold)
         if record.outcome == "done" and not self._cut:
             self._write(record)
             self._accounts.do(self._settle(record))
@@ -129,8 +128,9 @@ class Accounts:
         self, limits: LimitStore, books: Books, spent: Spent | None = None, refused: Refused | None = None
     ) -> None:
         """`spent`: asked when the store knows nothing of somebody, as after a restart."""
-        self.limits, self.books, self.lengths, self._spent = limits, books, Lengths(), spent
-        self.refused = refused or Refused()
+        self.limits, self.books, self.lengths = limits, books, Lengths()
+        self.refused, self.renewals = refused or Refused(), Renewals(limits, write_line)
+        self._restorer = Restorer(limits, spent) if spent else None
         self._doing = set[asyncio.Task[None]]()
         self._forgotten = dict[int, tuple[Served, list[str]]]()  # by engine
 
@@ -145,18 +145,11 @@ class Accounts:
         except LimitReached as e:
             self.refused.note(tenant, e)
             raise
+        self.renewals.add(hold)
         self.books.opened(record)
-        if hold.unknown and self._spent is not None:
-            self.do(self._restore(hold, self._spent))
+        if hold.unknown and self._restorer is not None:
+            self._restorer.begin(hold)
         return Bill(self, hold, served, ask, jobs)
-
-    async def _restore(self, hold: Hold, spent: Spent) -> None:
-        for level in hold.unknown:
-            for pause_s in _RESTORED_AGAIN_S:
-                await asyncio.sleep(pause_s)
-                with suppress(Exception):  # the database may be away for a while
-                    await self.limits.restore(hold, level, *await spent(hold.tenant, level))
-                    break
 
     def do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """In the background: no client waits for it."""
@@ -169,6 +162,8 @@ class Accounts:
         """Return when all that has ended is settled and written down."""
         while self._doing:
             await asyncio.wait(set(self._doing))
+        if self._restorer is not None:
+            await self._restorer.quiet()
 
     def forget_later(self, served: Served, jobs: Sequence[Job]) -> None:
         """The ledger has them: their engine may forget them, together with others."""

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI
 
 from serve.accounts import Accounts, NoBooks
-from serve.accounts import Spent as AskSpent
 from serve.engines.base import CountingEngine
 from serve.jobs import Served
 from serve.ledger.ledger import Counters, Ledger
@@ -28,6 +27,7 @@ from serve.prompts import Prompts
 from serve.recovering import Recovery
 from serve.refused import Refused
 from serve.request import Corridor, Observe
+from serve.restoring import Spent as AskSpent
 from serve.settings import Settings
 from serve.tenants.directory import Tenants
 from serve.threads import Threads
@@ -42,6 +42,7 @@ DESCRIPTION = "OpenAI-compatible, plus `/v1/instruct`, the Alpaca form. Every `/
 
 Beside = Callable[[], Coroutine[Any, Any, None]]
 _COUNTERS_EVERY_S = 5.0
+_CATCH_UP_S = 5.0
 
 
 class Router(NamedTuple):
@@ -81,7 +82,8 @@ def build(
     traces = Traces(settings.tracing, "router")
     observe = observe or logger(settings.logs)
     corridor = Corridor(served, pool, accounts, observe, traces, settings.caps.logprob_entries)
-    running = [*beside, accounts.keep_forgetting]
+    renew_every_s = settings.limit_store.hold_s / 3  # two may be lost before a hold lapses
+    running = [*beside, accounts.keep_forgetting, lambda: accounts.renewals.keep_renewing(renew_every_s)]
     if ledger:
         recovery = Recovery(settings.models, engines, ledger)
         running += [lambda: _keep_shipping(ledger, on_ledger), recovery.keep_recovering]
@@ -131,8 +133,12 @@ async def _keep_shipping(ledger: Ledger, tell: Callable[[Counters], None]) -> No
 
 
 def _spent_in(ledger: Ledger) -> AskSpent:
+    def sums(tenant: Tenant, level: Level) -> Spent:
+        ledger.catch_up(_CATCH_UP_S)  # what was charged in this router is in the sums, whatever the store forgot of it
+        return spent(ledger.database, tenant, level, time.time())
+
     async def spent_by(tenant: Tenant, level: Level) -> Spent:
-        return await asyncio.to_thread(spent, ledger.database, tenant, level, time.time())
+        return await asyncio.to_thread(sums, tenant, level)
 
     return spent_by
 

@@ -88,10 +88,6 @@ def shared_problems(
                             "would make another one in the folder where it runs")  # fmt: skip
     if redis and not re.match(r"(rediss?|unix)://.", redis):
         problems.append("limit_store.redis_url: write it as redis://, rediss:// or unix://")
-    for model in settings.models:
-        if settings.limit_store.hold_s <= model.engine.queue.wait_s:
-            problems.append(f"limit_store.hold_s: is not above models.{model.name}.engine.queue.wait_s; what waits "
-                            "longest would not be counted any more")  # fmt: skip
     ports = {"http.port": settings.http.port, "admin.port": settings.admin.port, "metrics_port": settings.metrics_port}
     for field, port in list(ports.items())[1:]:
         if port is not None and (other := next(name for name, p in ports.items() if p == port)) != field:

@@ -45,6 +45,8 @@ class LimitStore(Frozen):
     failures: int = Field(3, ge=1, description="Lost calls in a row after which Redis is left alone.")
     probe_s: float = Field(1, gt=0, description="Seconds between two looks whether it is back.")
     connections: int = Field(64, ge=1, description="Open connections to Redis, per router.")
-    hold_s: float = Field(900, gt=0, description="Seconds after which a hold of a dead router vanishes.")
+    hold_s: float = Field(
+        120, ge=1, description="Seconds after which a hold of a dead router vanishes; a living one renews it thrice."
+    )
     kept_settlements: int = Field(10_000, ge=0, description="Charges kept, per router, until a lost Redis is back.")
     on_loss: OnLoss = OnLoss()

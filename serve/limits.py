@@ -7,6 +7,11 @@ flight hold, may not exceed the limit. Concurrent requests and queued tokens are
 
 Times are whole microseconds since 1970 (`_us`), costs whole millionths of the deployment's currency. The same sums are
 done by `limitstore/memory.py` and in Redis by `limitstore/limits.lua`; one suite holds them together.
+
+Wall clocks are set, so no time that is kept here is believed further than this: an account remembers when it was last
+looked at, and where the clock stands before that, all its times go back by as much. One that is set forward lets
+holds lapse, which their router renews, and buckets fill. A window that does not end by itself, at its midnight, makes
+its account unknown, and the ledger's sums are asked again.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ LimitName = Literal[
 ]  # fmt: skip
 MINUTE_US, DAY_US = 60_000_000, 86_400_000_000
 LONGEST_WAIT_S = 120  # the openai SDK does not wait longer for a Retry-After
+MIDNIGHT_US = 300_000_000  # a window ends by itself where its account was seen so shortly before and after
 GROW_TOKENS = 64  # a hold that is too small grows by at least so many
 
 
@@ -70,7 +76,8 @@ class Account:
     done_gap_us: int = 0  # between two ends while busy, a running mean; 0: not known yet
     left_us: int = 0  # the same for the queue
     left_pace_ns: int = 0  # per token
-    known: int = 0  # 1 after a first reservation, which told its caller that nothing was known
+    known: int = 0  # 1: the ledger's sums of these windows are in
+    seen_us: int = 0  # when it was last looked at
 
 
 class Refusal(NamedTuple):
@@ -110,15 +117,10 @@ def day_end_us(now_us: int) -> int:
     return (now_us // DAY_US + 1) * DAY_US
 
 
-def month_ends_us(now_us: int) -> tuple[int, int, int]:
-    """The ends of the last, this and the next month: of a clock that is wrong by less than a month, one is next."""
+def month_end_us(now_us: int) -> int:
     start = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=now_us)
-    start = start.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    ends = [start]
-    for _ in range(2):
-        ends.append((ends[-1] + timedelta(days=32)).replace(day=1))
-    first, second, third = (int(end.timestamp()) * 1_000_000 for end in ends)
-    return first, second, third
+    inside_next = start.replace(day=1, hour=0, minute=0, second=0, microsecond=0) + timedelta(days=32)
+    return int(inside_next.replace(day=1).timestamp()) * 1_000_000
 
 
 def refusals(level: Level, limits: Limits, account: Account, need: Need, now_us: int) -> list[Refusal]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
-from serve.limits import Account, Used, day_end_us, month_ends_us, refill_us
+from serve.limits import LONGEST_WAIT_S, MIDNIGHT_US, Account, Used, day_end_us, month_end_us, refill_us
 from serve.words import Limits
+
+_LONGEST_GAP_US = LONGEST_WAIT_S * 1_000_000  # of what is taken into a mean: a clock that was set forward is no pace
+_LONGEST_MONTH_US = 31 * 86_400_000_000
 
 
 class Held(NamedTuple):
@@ -20,20 +24,40 @@ class Held(NamedTuple):
 
 @dataclass(slots=True)
 class Book:
-    """Times are of the caller; it calls `refresh` before anything else."""
+    """Times are of the caller; it calls `refresh` before anything else but `idle`."""
 
     account: Account = field(default_factory=Account)
     holds: dict[str, Held] = field(default_factory=dict)  # in the order of expiry: all live equally long
 
-    def refresh(self, now_us: int) -> None:
-        """Let holds expire and windows end."""
+    def refresh(self, now_us: int, hold_us: int) -> None:
+        """Let holds expire and windows end. `hold_us`: no hold lives longer from now on."""
         a = self.account
+        if now_us < a.seen_us:
+            self._go_back(a.seen_us - now_us, now_us + hold_us)
         while self.holds and self.holds[first := next(iter(self.holds))].expires_us <= now_us:
             self._remove(first)
-        if a.day_end_us <= now_us:
-            a.day_end_us, a.day_tokens = day_end_us(now_us), 0
-        if a.month_end_us <= now_us:
-            a.month_end_us, a.month_cost = next(end for end in month_ends_us(now_us) if end > now_us), 0
+        if (day_end := day_end_us(now_us)) != a.day_end_us:
+            a.known = a.known if _ends_by_itself(a.seen_us, a.day_end_us, now_us) else 0
+            a.day_tokens = 0 if a.day_end_us <= now_us else a.day_tokens
+            a.day_end_us = day_end
+        may_differ = now_us < a.seen_us or not now_us < a.month_end_us <= now_us + _LONGEST_MONTH_US
+        if may_differ and (month_end := month_end_us(now_us)) != a.month_end_us:
+            a.known = a.known if _ends_by_itself(a.seen_us, a.month_end_us, now_us) else 0
+            a.month_cost = 0 if a.month_end_us <= now_us else a.month_cost
+            a.month_end_us = month_end
+        a.seen_us = now_us
+
+    def _go_back(self, by_us: int, longest_us: int) -> None:
+        """The clock was set back. What it said before was wrong, or is right again soon: in both cases what is kept
+        must not outlast its time."""
+        a = self.account
+        a.requests_full_us -= by_us
+        a.tokens_full_us -= by_us
+        a.done_us -= by_us
+        a.left_us -= by_us
+        for hold_id, held in self.holds.items():
+            if held.expires_us > longest_us:
+                self.holds[hold_id] = held._replace(expires_us=longest_us)
 
     def put(self, hold_id: str, held: Held) -> None:
         a = self.account
@@ -71,11 +95,11 @@ class Book:
         if held is None or not held.queued:
             return
         a = self.account
-        pace = (now_us - a.left_us) * 1000 // held.queued
+        pace = min(now_us - a.left_us, _LONGEST_GAP_US) * 1000 // held.queued
         a.left_pace_ns = _mean(a.left_pace_ns, pace)
         a.left_us = now_us
 
-    def renew(self, hold_id: str, expires_us: int, now_us: int) -> None:
+    def start(self, hold_id: str, expires_us: int, now_us: int) -> None:
         """The first token came."""
         if (held := self._remove(hold_id)) is not None:
             self.leave_queue(held, now_us)
@@ -93,23 +117,33 @@ class Book:
         before = self._remove(hold_id)
         self.put(hold_id, held._replace(queued=before.queued if before else 0))
 
+    def renew(self, hold_id: str, held: Held) -> None:
+        """Hold so much, whatever was held; what has left the queue does not come back to it."""
+        before = self._remove(hold_id)
+        self.put(hold_id, held if before is None else held._replace(queued=min(held.queued, before.queued)))
+
     def settle(self, hold_id: str, used: Used, now_us: int) -> None:
         a, held = self.account, self._remove(hold_id)
         if held is not None:
             self.leave_queue(held, now_us)
-            a.done_gap_us = _mean(a.done_gap_us, now_us - a.done_us)
+            a.done_gap_us = _mean(a.done_gap_us, min(now_us - a.done_us, _LONGEST_GAP_US))
             a.done_us = now_us
         a.day_tokens += used.tokens
         a.month_cost += used.cost
 
-    def restore(self, day_tokens: int, month_cost: int) -> None:
+    def restore(self, day_tokens: int, month_cost: int, at_us: int) -> None:
         a = self.account
-        a.day_tokens, a.month_cost = max(a.day_tokens, day_tokens), max(a.month_cost, month_cost)
+        if (a.day_end_us, a.month_end_us) == (day_end_us(at_us), month_end_us(at_us)):
+            a.day_tokens, a.month_cost = max(a.day_tokens, day_tokens), max(a.month_cost, month_cost)
+            a.known = 1
 
     def idle(self, now_us: int) -> bool:
+        """Whether nothing in it has a meaning any more. Changes nothing, needs no `refresh`."""
         a = self.account
+        if now_us < a.seen_us or any(held.expires_us > now_us for held in islice(reversed(self.holds.values()), 1)):
+            return False
         windows = (a.day_end_us > now_us and a.day_tokens) or (a.month_end_us > now_us and a.month_cost)
-        return not self.holds and not windows and max(a.requests_full_us, a.tokens_full_us) <= now_us
+        return not windows and max(a.requests_full_us, a.tokens_full_us) <= now_us
 
 
 def _filled(full_us: int, amount: int, per_minute: int | None, now_us: int) -> int:
@@ -123,3 +157,7 @@ def _filled(full_us: int, amount: int, per_minute: int | None, now_us: int) -> i
 def _mean(mean: int, sample: int) -> int:
     """A running mean over the last eight or so. Whole, and never 0 again: 0 is not known."""
     return max(1, mean + (sample - mean) // 8 if mean else sample)
+
+
+def _ends_by_itself(seen_us: int, end_us: int, now_us: int) -> bool:
+    return end_us - MIDNIGHT_US <= seen_us and end_us <= now_us < end_us + MIDNIGHT_US

@@ -3,14 +3,16 @@
 After some lost calls in a row the store is left alone: no request waits for it, and a look in the background tells when
 it is back. Meanwhile a band's choice holds: `open` lets pass, uncounted; `closed` refuses with 503; `local` counts in
 this router's memory alone, so that R routers let pass R times the limit. Requests that run already go on in every band.
-Charges of that time are kept and delivered when the store is back, each once; what must be dropped is told.
+Charges of that time are kept and delivered when the store is back, each once; what must be dropped is told. What local
+memory counted knows nothing of what the store counted before and after: once the store answers again, it is forgotten
+that it ever knew the ledger's sums.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from math import inf
@@ -20,6 +22,7 @@ from serve.errors import LimitsUnavailable, ServeError
 from serve.limit_settings import Loss
 from serve.limits import NOTHING, Need, Used
 from serve.limitstore.base import KEPT_S, Hold, LimitStore, StoreLost
+from serve.limitstore.memory import MemoryLimitStore
 from serve.words import Band, Level, Tenant
 
 LossEvent = Literal[
@@ -40,16 +43,18 @@ class _Charge(NamedTuple):
 
 
 class GuardedLimitStore:
-    """`shared`, and `local` in its place. Every verb answers within `deadline_s`, and none raises StoreLost."""
+    """`shared`, and `local` in its place. Every verb answers within `deadline_s`, and none but `restore` raises
+    StoreLost: it is asked again."""
 
     def __init__(
-        self, shared: LimitStore, local: LimitStore, on_loss: Mapping[Band, Loss], observe: Observe, *,
+        self, shared: LimitStore, local: MemoryLimitStore, on_loss: Mapping[Band, Loss], observe: Observe, *,
         deadline_s: float = 0.1, failures: int = 3, probe_s: float = 1.0, kept: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._shared, self._local, self._on_loss, self._observe, self._clock = shared, local, on_loss, observe, clock
         self._deadline_s, self._failures, self._probe_s, self._kept_most = deadline_s, failures, probe_s, kept
         self._lost_in_a_row, self._open = 0, False
+        self._local_counts = False  # it stood in since the store last answered
         self._kept = dict[str, _Charge]()  # by hold id, oldest first
         self._mending: asyncio.Task[None] | None = None
 
@@ -85,6 +90,7 @@ class GuardedLimitStore:
                 self._observe("refused", band)
                 raise LimitsUnavailable("the limits of this key cannot be checked now; try again soon")
             case "local":
+                self._local_counts = True
                 hold = await self._local.reserve(hold.hold_id, hold.tenant, hold.need)
                 hold.counted_by = "local"
                 self._observe("passed_local", band)
@@ -94,7 +100,8 @@ class GuardedLimitStore:
         return hold
 
     async def started(self, hold: Hold) -> None:
-        """One that is lost is not made up for: the settlement takes the request from the queue too."""
+        """One that is lost is made up for when the hold is renewed, or by its settlement."""
+        hold.is_queued = False
         if hold.counted_by == "local":
             await self._local.started(hold)
         elif hold.counted_by == "store":
@@ -107,8 +114,15 @@ class GuardedLimitStore:
         if hold.counted_by == "store":
             with suppress(StoreLost):
                 return await self._ask(lambda: self._shared.grow(hold, output_tokens, cost), hold.tenant.band)
-        hold.output_tokens = output_tokens  # it goes on, and is charged in the end
+        hold.output_tokens, hold.cost = output_tokens, cost  # it goes on, and is charged in the end
         return True
+
+    async def renew(self, holds: Sequence[Hold]) -> None:
+        """What is lost is made up for the next time. A hold that nobody counted is not held now either."""
+        await self._local.renew([hold for hold in holds if hold.counted_by == "local"])
+        if in_store := [hold for hold in holds if hold.counted_by == "store"]:
+            with suppress(StoreLost):
+                await self._ask(lambda: self._shared.renew(in_store), in_store[0].tenant.band)
 
     async def settle(self, hold: Hold, used: Used) -> None:
         if hold.counted_by == "local":
@@ -122,11 +136,15 @@ class GuardedLimitStore:
             self._keep(hold, used, tried=True)
             raise
 
-    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int) -> None:
+    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int, at_us: int) -> None:
+        sums = hold, level, day_tokens, month_cost, at_us
         if hold.counted_by == "local":
-            await self._local.restore(hold, level, day_tokens, month_cost)
-        with suppress(StoreLost):
-            await self._ask(lambda: self._shared.restore(hold, level, day_tokens, month_cost), hold.tenant.band)
+            await self._local.restore(*sums)
+        try:
+            await self._ask(lambda: self._shared.restore(*sums), hold.tenant.band)
+        except StoreLost:
+            if hold.counted_by != "local":
+                raise
 
     async def ping(self) -> None:
         await self._in_time(self._shared.ping)
@@ -150,10 +168,10 @@ class GuardedLimitStore:
         except StoreLost:
             self._note_lost(band)
             raise
-        except ServeError:
-            self._lost_in_a_row = 0  # a refusal is an answer
+        except ServeError:  # a refusal is an answer
+            self._note_answer()
             raise
-        self._lost_in_a_row = 0
+        self._note_answer()
         return answer
 
     async def _in_time(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -162,6 +180,12 @@ class GuardedLimitStore:
                 return await call()
         except TimeoutError:
             raise StoreLost from None
+
+    def _note_answer(self) -> None:
+        self._lost_in_a_row = 0
+        if self._local_counts:
+            self._local_counts = False
+            self._local.unlearn()
 
     def _note_lost(self, band: Band) -> None:
         self._observe("call_lost", band)

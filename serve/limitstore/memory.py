@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -38,9 +38,10 @@ class MemoryLimitStore:
         self._books = OrderedDict[tuple[Level, str], Book]()
         self._records = dict[str, _Record]()  # in the order of expiry
         self._settled = dict[str, int]()  # until when it is remembered
+        self._seen_us = 0
 
     async def reserve(self, hold_id: str, tenant: Tenant, need: Need) -> Hold:
-        now_us = self._clock_us()
+        now_us = self._now_us()
         self._sweep(now_us)
         if not tenant.limits:  # nothing is counted, so nothing is remembered
             return Hold(hold_id, tenant, need, need.output_tokens)
@@ -60,26 +61,26 @@ class MemoryLimitStore:
             held = Held(now_us + self._hold_us, need.tokens, need.tokens, need.cost)
             for limits, book in levels:
                 book.take(hold_id, held, limits, now_us)
-                book.account.known = 1
             self._records[hold_id] = self._record(need.tokens, 1, now_us)
         return replace(hold, standing=self._standing(levels, now_us))
 
     async def started(self, hold: Hold) -> None:
-        now_us = self._clock_us()
-        record = self._records.pop(hold.hold_id, None)
+        hold.is_queued = False
+        now_us = self._now_us()
+        levels, record = self._levels(hold.tenant, now_us), self._records.pop(hold.hold_id, None)
         if record is not None:
             self._records[hold.hold_id] = self._record(record.tokens, record.requests, now_us)
-            for _, book in self._levels(hold.tenant, now_us):
-                book.renew(hold.hold_id, now_us + self._hold_us, now_us)
+            for _, book in levels:
+                book.start(hold.hold_id, now_us + self._hold_us, now_us)
 
     async def grow(self, hold: Hold, output_tokens: int, cost: int) -> bool:
-        now_us, tokens = self._clock_us(), hold.need.prompt_tokens + output_tokens
+        now_us, tokens = self._now_us(), hold.need.prompt_tokens + output_tokens
+        levels = self._levels(hold.tenant, now_us)
         if hold.hold_id in self._settled:
             return True
         if not hold.tenant.limits:
-            hold.output_tokens = output_tokens
+            hold.output_tokens, hold.cost = output_tokens, cost
             return True
-        levels = self._levels(hold.tenant, now_us)
         if not all(book.may_grow(hold.hold_id, limits, tokens, cost) for limits, book in levels):
             return False
         record = self._records.pop(hold.hold_id, None) or _Record(0, 0, 0)
@@ -87,24 +88,43 @@ class MemoryLimitStore:
             book.fill(limits, tokens - record.tokens, 1 - record.requests, now_us)
             book.grow(hold.hold_id, Held(now_us + self._hold_us, 0, tokens, cost))
         self._records[hold.hold_id] = self._record(tokens, 1, now_us)
-        hold.output_tokens = output_tokens
+        hold.output_tokens, hold.cost = output_tokens, cost
         return True
 
+    async def renew(self, holds: Sequence[Hold]) -> None:
+        now_us = self._now_us()
+        for hold in holds:
+            levels = self._levels(hold.tenant, now_us)
+            if hold.hold_id in self._settled or not levels:
+                continue
+            record = self._records.pop(hold.hold_id, None) or _Record(0, 0, 0)
+            held = Held(now_us + self._hold_us, hold.tokens if hold.is_queued else 0, hold.tokens, hold.cost)
+            for limits, book in levels:
+                book.fill(limits, hold.tokens - record.tokens, 1 - record.requests, now_us)
+                book.renew(hold.hold_id, held)
+            self._records[hold.hold_id] = self._record(hold.tokens, 1, now_us)
+
     async def settle(self, hold: Hold, used: Used) -> None:
-        now_us = self._clock_us()
-        if hold.hold_id in self._settled or not hold.tenant.limits:
+        now_us = self._now_us()
+        levels = self._levels(hold.tenant, now_us)
+        if hold.hold_id in self._settled or not levels:
             return
         record = self._records.pop(hold.hold_id, None) or _Record(0, 0, 0)
-        for limits, book in self._levels(hold.tenant, now_us):
+        for limits, book in levels:
             book.settle(hold.hold_id, used, now_us)
             book.fill(limits, used.tokens - record.tokens, used.requests - record.requests, now_us)
         self._settled[hold.hold_id] = now_us + self._kept_us
 
-    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int) -> None:
-        levels = self._levels(hold.tenant, self._clock_us())
+    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int, at_us: int) -> None:
+        levels = self._levels(hold.tenant, self._now_us())
         for (name, _, _), (_, book) in zip(hold.tenant.limits, levels, strict=True):
             if name == level:
-                book.restore(day_tokens, month_cost)
+                book.restore(day_tokens, month_cost, at_us)
+
+    def unlearn(self) -> None:
+        """Somebody else counted meanwhile: nobody is known any more."""
+        for book in self._books.values():
+            book.account.known = 0
 
     async def ping(self) -> None:
         pass
@@ -116,6 +136,16 @@ class MemoryLimitStore:
         """Accounts in memory."""
         return len(self._books)
 
+    def _now_us(self) -> int:
+        now_us = self._clock_us()
+        if (
+            by_us := self._seen_us - now_us
+        ) > 0:  # the clock was set back: what is remembered must not outlast its time
+            self._settled = {hold_id: until - by_us for hold_id, until in self._settled.items()}
+            self._records = {i: r._replace(expires_us=r.expires_us - by_us) for i, r in self._records.items()}
+        self._seen_us = now_us
+        return now_us
+
     def _record(self, tokens: int, requests: int, now_us: int) -> _Record:
         return _Record(now_us + self._hold_us + self._kept_us, tokens, requests)
 
@@ -125,7 +155,7 @@ class MemoryLimitStore:
             book = self._books.get((level, account_id))
             if book is None:
                 book = self._books[level, account_id] = Book()
-            book.refresh(now_us)
+            book.refresh(now_us, self._hold_us)
             levels.append((limits, book))
         return levels
 
@@ -136,7 +166,6 @@ class MemoryLimitStore:
         """Forget what has no meaning any more, a little at each reservation: no call is ever long."""
         for _ in range(min(_SWEPT_EACH, len(self._books))):
             name, book = next(iter(self._books.items()))
-            book.refresh(now_us)
             if book.idle(now_us):
                 del self._books[name]
             else:

@@ -8,8 +8,7 @@ slots. Every key has a time to live. Redis must not evict (`maxmemory-policy noe
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
@@ -20,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from serve.limits import Account, Need, Used, month_ends_us, refusal_error, refusals, standing
+from serve.limits import Account, Need, Used, refusal_error, refusals, standing
 from serve.limitstore.base import HOLD_S, KEPT_S, Hold, StoreLost
 from serve.words import Level, Limits, Secret, Tenant
 
@@ -62,21 +61,45 @@ class RedisLimitStore:
         return Hold(hold_id, tenant, need, need.output_tokens, stands, unknown=unknown)
 
     async def started(self, hold: Hold) -> None:
+        hold.is_queued = False
         await self._call("started", hold.hold_id, hold.tenant)
 
     async def grow(self, hold: Hold, output_tokens: int, cost: int) -> bool:
         tokens = hold.need.prompt_tokens + output_tokens
         status, _, _ = await self._call("grow", hold.hold_id, hold.tenant, tokens=tokens, cost=cost)
         if status == "done":
-            hold.output_tokens = output_tokens
+            hold.output_tokens, hold.cost = output_tokens, cost
         return status == "done"
+
+    async def renew(self, holds: Sequence[Hold]) -> None:
+        """All at once; one script for those that lie in the same accounts."""
+        alike = dict[tuple[str, ...], list[Hold]]()
+        for hold in holds:
+            if hold.tenant.limits:
+                alike.setdefault(tuple(self._accounts(hold.tenant)), []).append(hold)
+        if not alike:
+            return
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for accounts, of_them in alike.items():
+                    tenant = of_them[-1].tenant
+                    ask = self._ask("renew", tenant, holds=[
+                        {"id": h.hold_id, "queued": h.tokens if h.is_queued else 0, "tokens": h.tokens, "cost": h.cost}
+                        for h in of_them
+                    ])  # fmt: skip
+                    records = [self._record(h.tenant, h.hold_id) for h in of_them]
+                    await self._script([*accounts, *records], [ask], client=pipe)
+                await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as e:
+            raise StoreLost(type(e).__name__) from None
 
     async def settle(self, hold: Hold, used: Used) -> None:
         await self._call("settle", hold.hold_id, hold.tenant, **used._asdict())
 
-    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int) -> None:
-        at = [name for name, _, _ in hold.tenant.limits].index(level) + 1
-        await self._call("restore", hold.hold_id, hold.tenant, at=at, tokens=day_tokens, cost=month_cost)
+    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int, at_us: int) -> None:
+        number = [name for name, _, _ in hold.tenant.limits].index(level) + 1
+        told = {"level": number, "tokens": day_tokens, "cost": month_cost, "at_us": at_us}
+        await self._call("restore", hold.hold_id, hold.tenant, **told)
 
     async def ping(self) -> None:
         try:
@@ -93,29 +116,32 @@ class RedisLimitStore:
         await self._redis.connection_pool.disconnect()
 
     async def _call(self, verb: str, hold_id: str, tenant: Tenant, **numbers: int) -> tuple[str, int, list[Account]]:
-        now_us = self._clock_us() if self._clock_us else None
         if not tenant.limits:
             return "done", 0, []
-        ask: dict[str, Any] = {
-            "verb": verb, "hold_id": hold_id, "limits": [_given(limits) for _, _, limits in tenant.limits],
-            "month_ends_us": month_ends_us(now_us or time.time_ns() // 1000), **self._always, **numbers,
-        }  # fmt: skip
-        if now_us is not None:
-            ask["now_us"] = now_us
+        keys = [*self._accounts(tenant), self._record(tenant, hold_id)]
         try:
-            status, told_us, *accounts = await self._script(self._keys(hold_id, tenant), [json.dumps(ask)])
+            status, told_us, *accounts = await self._script(keys, [self._ask(verb, tenant, hold_id=hold_id, **numbers)])
         except (RedisError, OSError, TimeoutError) as e:
             # The type alone: a message may hold the address.
             raise StoreLost(type(e).__name__) from None
         return status, int(told_us), [Account(*map(int, sums)) for sums in accounts]
 
-    def _keys(self, hold_id: str, tenant: Tenant) -> list[str]:
-        slot = f"o:{tenant.organisation_id}" if tenant.organisation_id else f"t:{tenant.tenant_id}"
-        here = f"{self._prefix}:{{{slot}}}"
-        keys = [f"{here}:hold:{hold_id}"]
+    def _ask(self, verb: str, tenant: Tenant, **what: Any) -> str:
+        clock = {"now_us": self._clock_us()} if self._clock_us else {}
+        limits = [_given(limits) for _, _, limits in tenant.limits]
+        return json.dumps({"verb": verb, "limits": limits, **self._always, **clock, **what})
+
+    def _accounts(self, tenant: Tenant) -> Iterable[str]:
+        here = self._slot(tenant)
         for level, account_id, _ in tenant.limits:
-            keys += [f"{here}:{level}:{account_id}:{part}" for part in ("sums", "holds", "expiries")]
-        return keys
+            yield from (f"{here}:{level}:{account_id}:{part}" for part in ("sums", "holds", "expiries"))
+
+    def _record(self, tenant: Tenant, hold_id: str) -> str:
+        return f"{self._slot(tenant)}:hold:{hold_id}"
+
+    def _slot(self, tenant: Tenant) -> str:
+        slot = f"o:{tenant.organisation_id}" if tenant.organisation_id else f"t:{tenant.tenant_id}"
+        return f"{self._prefix}:{{{slot}}}"
 
 
 def _given(limits: Limits) -> dict[str, int]:

@@ -133,7 +133,6 @@ def shared(folder: Path, **given: Any) -> tuple[list[str], list[str]]:
         ({"limit_store": {"redis_url": "http://:secret@h"}}, "write it as redis://, rediss:// or unix://"),
         ({"database": {"url": "sqlite:///tenants.db"}}, "name SQLite's file from the root"),
         ({"database": {"url": "sqlite:///:memory:"}}, "name SQLite's file from the root"),
-        ({"limit_store": {"hold_s": 60}}, "limit_store.hold_s: is not above models.tiny.engine.queue.wait_s"),
         ({"admin": {"port": 8000}}, "admin.port: 8000 is http.port too"),
         ({"admin": {"port": 9001}, "metrics_port": 9001}, "metrics_port: 9001 is admin.port too"),
         ({"database": {"pepper_file": "pepper"}}, "database.pepper_file: pepper: name it from the root"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 
-from serve.limits import Need
+import pytest
+
+from serve.errors import LimitReached
+from serve.limits import Need, Used
+from serve.limitstore.base import Hold, LimitStore, StoreLost
 from serve.limitstore.redis import RedisLimitStore
 from serve.words import Level, Limits, Secret, Tenant
 
@@ -38,3 +43,55 @@ def redis_store(url: str, clock: Clock | None = None, timeout_s: float = 20, kep
     """On a part of the server that no other store of the tests uses. Holds live 60 s."""
     prefix = f"test-{next(_PREFIXES)}"
     return RedisLimitStore(Secret(url), prefix, timeout_s, hold_s=60, kept_s=kept_s, clock_us=clock)
+
+
+async def passes(
+    store: LimitStore, who: Tenant, hold_id: str, prompt: int = 10, output: int = 10, cost: int = 0
+) -> bool:
+    try:
+        await store.reserve(hold_id, who, need(prompt, output, cost))
+    except LimitReached:
+        return False
+    return True
+
+
+async def refused(store: LimitStore, who: Tenant, hold_id: str, prompt: int = 10, cost: int = 0) -> LimitReached:
+    with pytest.raises(LimitReached) as error:
+        await store.reserve(hold_id, who, need(prompt, 10, cost))
+    return error.value
+
+
+class LosingStore:
+    """A store that does not answer while it is `lost`."""
+
+    def __init__(self, store: LimitStore) -> None:
+        self._store, self.lost = store, False
+
+    def _answering(self) -> LimitStore:
+        if self.lost:
+            raise StoreLost
+        return self._store
+
+    async def reserve(self, hold_id: str, tenant: Tenant, need: Need) -> Hold:
+        return await self._answering().reserve(hold_id, tenant, need)
+
+    async def started(self, hold: Hold) -> None:
+        await self._answering().started(hold)
+
+    async def grow(self, hold: Hold, output_tokens: int, cost: int) -> bool:
+        return await self._answering().grow(hold, output_tokens, cost)
+
+    async def renew(self, holds: Sequence[Hold]) -> None:
+        await self._answering().renew(holds)
+
+    async def settle(self, hold: Hold, used: Used) -> None:
+        await self._answering().settle(hold, used)
+
+    async def restore(self, hold: Hold, level: Level, day_tokens: int, month_cost: int, at_us: int) -> None:
+        await self._answering().restore(hold, level, day_tokens, month_cost, at_us)
+
+    async def ping(self) -> None:
+        await self._answering().ping()
+
+    async def close(self) -> None:
+        await self._store.close()

@@ -18,7 +18,7 @@ from serve.limits import (
     duration,
     grown,
     headers,
-    month_ends_us,
+    month_end_us,
     refusal_error,
     refusals,
 )
@@ -51,8 +51,8 @@ def test_headers_tell_only_what_is_limited() -> None:
 def test_windows_end_in_utc_also_over_a_year() -> None:
     assert day_end_us(us("2026-12-31 23:59:59")) == us("2027-01-01 00:00:00")
     assert day_end_us(us("2026-12-31 00:00:00")) == us("2027-01-01 00:00:00")
-    expected = us("2026-12-01 00:00:00"), us("2027-01-01 00:00:00"), us("2027-02-01 00:00:00")
-    assert month_ends_us(us("2026-12-31 23:59:59")) == expected
+    assert month_end_us(us("2026-12-31 23:59:59")) == us("2027-01-01 00:00:00")
+    assert month_end_us(us("2028-02-29 00:00:00")) == us("2028-03-01 00:00:00")
 
 
 def test_nothing_is_refused_without_limits() -> None:

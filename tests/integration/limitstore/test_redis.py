@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 
+import pytest
 from redis import Redis as Client
 from redis.crc import key_slot
 
@@ -43,6 +45,34 @@ async def test_every_verb_is_one_round_trip(redis_server: Redis) -> None:
     sent = {"cmdstat_evalsha", "cmdstat_info", "cmdstat_client", "cmdstat_hello"}
     inside = {"time", "get", "set", "hget", "hset", "hmget", "hdel", "zadd", "zrem", "zrangebyscore", "pexpire"}
     assert grew <= sent | {f"cmdstat_{name}" for name in inside}
+    await store.close()
+
+
+async def test_many_holds_are_renewed_at_once_with_one_script_per_key(redis_server: Redis) -> None:
+    store, other = redis_store(redis_server.url), tenant("other", key=Limits(60))
+    holds = [await store.reserve(f"{i}", (WHO, other)[i % 2], need()) for i in range(40)]
+    await store.renew(holds)
+    before = commands_of(redis_server)
+    await store.renew(holds)
+    after = commands_of(redis_server)
+    assert after["cmdstat_evalsha"] - before["cmdstat_evalsha"] == 2
+    await store.renew([])
+    await store.close()
+
+
+async def test_a_redis_that_lost_its_data_holds_again_what_is_renewed_and_asks_the_ledger_again(
+    redis_server: Redis,
+) -> None:
+    store, who = redis_store(redis_server.url), tenant(key=Limits(concurrent_requests=2, tokens_per_day=1000))
+    hold = await store.reserve("a", who, need())
+    await store.restore(hold, "key", 100, 0, time.time_ns() // 1000)
+    assert (await store.reserve("b", who, need())).unknown == ()
+    with Client.from_url(redis_server.url) as client:
+        client.flushall()
+    await store.renew([hold])
+    assert (await store.reserve("c", who, need())).unknown == ("key",)
+    with pytest.raises(LimitReached):
+        await store.reserve("d", who, need())
     await store.close()
 
 

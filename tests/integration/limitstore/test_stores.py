@@ -8,25 +8,9 @@ import pytest
 
 from serve.errors import ConcurrencyLimited, LimitReached, QueueLimited, QuotaExhausted, TokensLimited
 from serve.limits import NOTHING, Used
-from serve.limitstore.base import Hold, LimitStore
-from serve.words import Limits, Tenant
-from tests.support.limit_stores import Clock, need, tenant
-
-
-async def passes(
-    store: LimitStore, who: Tenant, hold_id: str, prompt: int = 10, output: int = 10, cost: int = 0
-) -> bool:
-    try:
-        await store.reserve(hold_id, who, need(prompt, output, cost))
-    except LimitReached:
-        return False
-    return True
-
-
-async def refused(store: LimitStore, who: Tenant, hold_id: str, prompt: int = 10, cost: int = 0) -> LimitReached:
-    with pytest.raises(LimitReached) as error:
-        await store.reserve(hold_id, who, need(prompt, 10, cost))
-    return error.value
+from serve.limitstore.base import LimitStore
+from serve.words import Limits
+from tests.support.limit_stores import Clock, need, passes, refused, tenant
 
 
 @pytest.mark.parametrize(
@@ -246,20 +230,6 @@ async def test_minute_limits_go_into_debt_rather_than_cut_an_answer(store: Limit
     assert await passes(store, who, "c")
 
 
-async def test_a_hold_of_a_dead_router_vanishes_and_a_living_one_renews_it(store: LimitStore, clock: Clock) -> None:
-    dead, living = (tenant(name, key=Limits(concurrent_requests=1)) for name in ("dead", "living"))
-    await store.reserve("a", dead, need())
-    hold = await store.reserve("b", living, need())
-    clock.pass_s(40)
-    await store.started(hold)
-    clock.pass_s(40)
-    assert await passes(store, dead, "c")
-    assert not await passes(store, living, "d")
-    assert await store.grow(hold, 64, 0)
-    clock.pass_s(40)
-    assert not await passes(store, living, "e")
-
-
 async def test_a_limit_set_at_noon_knows_the_morning(store: LimitStore) -> None:
     await store.settle(await store.reserve("a", tenant(key=Limits()), need()), Used(70))
     assert not await passes(store, tenant(key=Limits(tokens_per_day=89)), "b")
@@ -272,22 +242,6 @@ async def test_the_tightest_level_stands_in_the_headers(store: LimitStore) -> No
     standing = (await store.reserve("a", who, need(50, 50))).standing
     assert standing.requests == (10, 9, 6.0)
     assert standing.tokens == (1000, 900, 6.0)
-
-
-async def test_an_account_that_is_not_known_is_told_once_and_restored_from_the_ledger(store: LimitStore) -> None:
-    day, month = Limits(tokens_per_day=100), Limits(budget_per_month=100)
-    who = tenant("acme", "org", key=day, organisation=month)
-    await store.settle(Hold("from before", who, need(), 10), Used(20, 20))  # after the restart, it ends first
-    hold = await store.reserve("a", who, need(1, 1, 1))
-    assert hold.unknown == ("key", "organisation")
-    assert (await store.reserve("b", who, need(1, 1, 1))).unknown == ()
-    for _ in range(2):
-        await store.restore(hold, "key", 96, 0)
-        await store.restore(hold, "organisation", 10, 10)  # it knows more than the ledger yet
-    assert (await refused(store, who, "c", prompt=1)).reason == "key.tokens_per_day"
-    other = tenant("other", "org", organisation=month)
-    assert await passes(store, other, "d", cost=78)
-    assert not await passes(store, other, "e", cost=1)
 
 
 async def test_a_tenant_without_limits_passes(store: LimitStore) -> None:
