@@ -25,7 +25,7 @@ async def follow(
     """Take what changed, every second, until cancelled. The database is read in a thread, one read at a time.
 
     The thread is its own: a revoked key must not stay open because other work fills a pool. While the database is
-    away the last state stays: `on_error` is told once per outage, and once when it is over. What it raises ends nothing.
+    away the last state stays: `on_error` is told once per outage and once when it is over. What it raises ends nothing.
     """
     away, tell = False, Teller(on_error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import count
 
 from hypothesis import given
@@ -25,7 +26,7 @@ async def test_what_fits_into_the_largest_budget_is_exact(
 ) -> None:
     who = tenant(f"t{next(_NAMES)}", tenant=Limits(tokens_per_day=limit, budget_per_month=limit))
     first = await store.reserve(f"{who.tenant_id}-0", who, Need(0, 0, 0))
-    await store.restore(first, "tenant", limit - left, limit - left)
+    await store.restore(first, "tenant", limit - left, limit - left, time.time_ns() // 1000)
     held = await _fits(store, who.tenant_id, "1", limit, Need(runs, 0, runs))
     assert held == (runs <= left)
     assert await _fits(store, who.tenant_id, "2", limit, Need(asked, 0, asked)) == (asked + runs * held <= left)
