@@ -10,12 +10,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from serve.engines.assembly import assemble
 from serve.engines.moving import Moved
 from serve.errors import EngineLost, EngineUnavailable, ServeError
 from serve.model_settings import Queue
-from serve.words import NO_USAGE, Counted, Event, Job, Start, Usage
+from serve.words import NO_USAGE, Counted, Event, Finish, Job, Start, Usage
 
 
 class SteppedEngine:
@@ -73,7 +74,7 @@ class _Work:
             self.begun, start = True, Start(prompt, known, 0.0, engine="replica")
         self.usage = Usage(prompt, made + 1, known)
         n, most = self._job.sampling.n, self._job.sampling.max_tokens or 1
-        finish = "length" if made // n + 1 == most else None
+        finish: Finish | None = "length" if made // n + 1 == most else None
         whole = made + 1 == n * most
         return Event(made % n, (300,), "x", finish, self.usage if whole else None, start=start)
 
@@ -138,7 +139,8 @@ async def _until_death(replica: Replica, job: Job) -> AsyncGenerator[Event, None
         while True:
             reading = asyncio.ensure_future(anext(stream))
             try:
-                await asyncio.wait({reading, replica.death}, return_when=asyncio.FIRST_COMPLETED)
+                either: set[asyncio.Future[Any]] = {reading, replica.death}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 if not reading.done() or replica.death.done():
                     reading.cancel()

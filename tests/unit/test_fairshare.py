@@ -133,7 +133,7 @@ def test_a_starvation_share_is_a_share(
 
 @pytest.mark.parametrize("places", [1, 4, 16])
 def test_each_of_two_lower_bands_that_wait_gets_its_share(places: int) -> None:
-    players = {band: Player(64, 200, 50, band=band) for band in BANDS}
+    players: dict[str, Player] = {band: Player(64, 200, 50, band=band) for band in BANDS}
     got = played(FairShare(0.1), players, 10**9, places=places, enough=4e5, tokens=5)
     for band in ("standard", "batch"):
         assert got[band] / sum(got.values()) == pytest.approx(0.1, abs=0.01)

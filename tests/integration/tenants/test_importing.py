@@ -90,7 +90,7 @@ def test_a_file_with_a_mistake_does_nothing_at_all(store: Store) -> None:
      ("tokens_per_minute: 60000", "token_per_minute: 1", r"did you mean `tokens_per_minute`\?"),
      ("name: ci", "name: ci\n            digest: abc", r"keys\.0\.digest: unknown field"),
      ("name: ci", "name: ci\n            scopes: [admin]", r"keys\.0\.scopes"),
-     ("weight: 2", "weight: -2", r"tenants\.0\.weight: .*greater than 0"),
+     ("weight: 2", "weight: -2", r"tenants\.0\.weight: .*or equal to 0.001"),
      ("expires_at: 2031-01-01T00:00:00Z", "expires_at: 2031-01-01T00:00:00", r"expires_at: .*timezone"),
      ("name: editors", "name: ci", "key of web ci stands there twice"),
      ("id: batch", "id: web", "tenant web stands there twice"),
