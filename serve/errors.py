@@ -24,6 +24,8 @@ ServeError
 ├── LimitsUnavailable     503 limits_unavailable   the store of limits is lost, and this class of tenant must wait
 ├── AdapterUnavailable    503 adapter_unavailable  its files did not pass the check at the engine's start
 ├── DatabaseUnavailable   503 database_unavailable  of tenants, to administrators; answering goes on without it
+├── Stopping              503 server_stopping      the server is being stopped: nothing new is let in
+├── Stopped               503 server_stopped       it was stopped while it answered
 ├── EngineUnavailable     503 engine_unavailable   before the first token: try again
 ├── EngineLost            503 engine_lost          the engine died while it answered
 ├── GenerationFailed      500 generation_failed    the engine lives, and gave up this one answer
@@ -59,9 +61,27 @@ class ServeError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross a process whole, whatever a subclass's constructor wants."""
+        return again, (type(self).__name__, self.told())
+
+    def told(self) -> dict[str, Any]:
+        """What `again` makes it from: every field that this error has of its own."""
+        return {name: dict(v) if isinstance(v, Mapping) else v for name, v in vars(self).items()}
+
     def body(self) -> dict[str, Any]:
         """The error object in OpenAI's shape, with all four fields."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def again(kind: str, told: Mapping[str, Any]) -> ServeError:
+    """The error of this class, by its name here, with these fields. LookupError where there is no such class."""
+    found = globals().get(kind)
+    if not (isinstance(found, type) and issubclass(found, ServeError)):
+        raise LookupError(f"{kind} is no error of starserve's")
+    error = found.__new__(found, told["message"], told["param"])
+    vars(error).update(told)
+    return error
 
 
 class BadRequest(ServeError):
@@ -161,6 +181,14 @@ class AdapterUnavailable(ServeError):
 
 class DatabaseUnavailable(ServeError):
     status, code, retry_after_s = 503, "database_unavailable", 5
+
+
+class Stopping(ServeError):
+    status, code, outcome, retry_after_s = 503, "server_stopping", "refused", 5
+
+
+class Stopped(ServeError):
+    status, code, retry_after_s = 503, "server_stopped", 5
 
 
 class EngineUnavailable(ServeError):

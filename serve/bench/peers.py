@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serve.bench.rungs import Rung, free_port, started
-from serve.engines.arguments import engine_arguments, prepare_environment
+from serve.engines.arguments import engine_arguments, engine_environment
 from serve.model_settings import Model
 from serve.settings import Settings, SettingsError
 
@@ -63,11 +63,11 @@ def lite_llm(settings: Settings, peers: Path, server: Rung) -> Iterator[Rung]:
 def ray_llm(settings: Settings, folder: Path, peers: Path, name: str) -> Iterator[Rung]:
     """One of RAY_LLM. Its engine is the vLLM that it is pinned to, with the same arguments as ours."""
     (model,) = settings.models
-    prepare_environment(model)
     port = free_port()
     command = [str(_python(peers, "ray-llm")), str(peers / "ray_llm.py"), str(folder), str(port), "--name", model.name,
                "--engine", json.dumps(_engine(model, folder)), *RAY_LLM[name]]  # fmt: skip
-    with started(name, command, port=port, says="ready") as rung:
+    environment = engine_environment(model)
+    with started(name, command, port=port, says="ready", environment=environment) as rung:
         yield rung
 
 

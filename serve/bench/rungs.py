@@ -22,7 +22,7 @@ from typing import IO, Any
 import psutil
 import yaml
 
-from serve.engines.arguments import engine_arguments, prepare_environment
+from serve.engines.arguments import engine_arguments, engine_environment
 from serve.settings import Settings
 
 START_WITHIN_S = 300.0
@@ -83,11 +83,10 @@ def bare(settings: Settings, folder: Path) -> Iterator[Rung]:
 def vllm_server(settings: Settings, folder: Path) -> Iterator[Rung]:
     """vLLM's own OpenAI server, access log off, from the same installation."""
     (model,) = settings.models
-    prepare_environment(model)
     port, given = free_port(), dict(engine_arguments(model, folder, {}, dummy=False))
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
                "--disable-uvicorn-access-log", *_flags(given)]  # fmt: skip
-    with started("vLLM's server", command, port=port) as rung:
+    with started("vLLM's server", command, port=port, environment=engine_environment(model)) as rung:
         yield rung
 
 

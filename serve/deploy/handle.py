@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import replace
@@ -23,20 +23,17 @@ _UNAVAILABLE = "the engine of this model is not running; it restarts by itself, 
 
 
 class Failure(NamedTuple):
-    """An error as it crosses a process: the class by name, never a traceback."""
+    """An error as it crosses a process: the class by name, its fields, never a traceback."""
 
     kind: str
-    message: str
-    param: str | None
-    retry_after_s: int | None = None
+    fields: Mapping[str, Any]
 
     @classmethod
     def of(cls, error: ServeError) -> Failure:
-        return cls(type(error).__name__, error.message, error.param, error.retry_after_s)
+        return cls(type(error).__name__, error.told())
 
     def error(self) -> ServeError:
-        kind: type[ServeError] = getattr(errors, self.kind)
-        return kind(self.message, self.param, self.retry_after_s)
+        return errors.again(self.kind, self.fields)
 
 
 class GivenBack(NamedTuple):

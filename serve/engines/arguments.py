@@ -5,9 +5,11 @@ vLLM is imported inside functions: importing it costs seconds, and the environme
 
 from __future__ import annotations
 
-import dataclasses
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,20 +42,33 @@ def check_arguments(model: Model) -> None:
         if find_spec("vllm") is None:  # importing it costs seconds
             raise ImportError("vllm")
         return
-    prepare_environment(model)
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    known = sorted({f.name for f in dataclasses.fields(AsyncEngineArgs)} - OWNED.keys())
-    for name in model.engine.vllm:
+    if owned := OWNED.keys() & model.engine.vllm.keys():
+        name = min(owned)
+        raise SettingsError(f"models.{model.name}.engine.vllm.{name}: set by {OWNED[name]}, not here")
+    known = sorted(set(_fields_of_vllm(tuple(engine_environment(model).items()))) - OWNED.keys())
+    for name in sorted(model.engine.vllm.keys() - set(known)):
         where = f"models.{model.name}.engine.vllm.{name}"
-        if name in OWNED:
-            raise SettingsError(f"{where}: set by {OWNED[name]}, not here")
-        if name not in known:
-            raise SettingsError(f"{where}: vLLM has no such argument{did_you_mean(name, known)}")
+        raise SettingsError(f"{where}: vLLM has no such argument{did_you_mean(name, known)}")
 
 
-def prepare_environment(model: Model) -> None:
-    """What must stand in the environment before vLLM is imported."""
+@cache
+def _fields_of_vllm(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Of AsyncEngineArgs, as a process of its own sees them.
+
+    Importing vLLM wants variables in the environment and leaves others there, and whoever checks a configuration may
+    start the engines of other models afterwards.
+    """
+    ask = "import dataclasses as d, vllm.engine.arg_utils as v; print(*(f.name for f in d.fields(v.AsyncEngineArgs)))"
+    done = subprocess.run(
+        [sys.executable, "-c", ask], env={**os.environ, **dict(environment)}, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise ImportError("vllm")
+    return tuple(done.stdout.splitlines()[-1].split())
+
+
+def engine_environment(model: Model) -> dict[str, str]:
+    """What must stand in the environment of the engine's process, and there alone, before vLLM is imported."""
     settings = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
                 "VLLM_ENGINE_READY_TIMEOUT_S": str(int(model.engine.start_timeout_s))}  # fmt: skip
     if model.engine.device == "cpu":
@@ -67,7 +82,7 @@ def prepare_environment(model: Model) -> None:
         if model.engine.enforce_eager:
             # Eager means eager: the first log-probabilities would otherwise stop the engine for some 20 s of compiling.
             settings["TORCHDYNAMO_DISABLE"] = "1"
-    os.environ.update(settings)
+    return settings
 
 
 def engine_arguments(model: Model, folder: Path, ranks: Mapping[str, int], dummy: bool) -> dict[str, Any]:

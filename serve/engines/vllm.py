@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import re
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.engines import warm
-from serve.engines.arguments import NO_ADAPTERS, engine_arguments, prepare_environment
+from serve.engines.arguments import NO_ADAPTERS, engine_arguments, engine_environment
 from serve.engines.outputs import OutputReader
 from serve.errors import (
     AdapterUnavailable,
@@ -64,7 +65,7 @@ class VllmEngine:
         `ranks`: those of the model's adapters that fit, by name, with their ranks; the others are not served.
         `dummy`: random weights in the shape of the folder's config.json, for benchmarks; answers have no text.
         """
-        prepare_environment(model)
+        os.environ.update(engine_environment(model))  # this process is the engine's own
         if model.engine.device == "cpu":
             warm.begin_imports()
         with warm.without_collector():

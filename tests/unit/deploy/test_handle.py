@@ -16,7 +16,7 @@ from serve.errors import EngineUnavailable
 from serve.words import Job, Sampling, Secret
 
 GONE = DeploymentUnavailableError(DeploymentID(name="engine-tiny", app_name="tested"))
-DEAD = Failure("EngineUnavailable", "the engine of this model has stopped", None)
+DEAD = Failure.of(EngineUnavailable("the engine of this model has stopped"))
 ENDED = ActorDiedError()
 
 
