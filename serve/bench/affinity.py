@@ -24,11 +24,12 @@ from serve.bench.client import Request
 from serve.bench.load import Load, run
 from serve.bench.rungs import Rung, stack
 from serve.bench.summary import summary
+from serve.logs import REQUESTS
 from serve.settings import Settings
 
 CHOICES = ("balanced", "affinity")
 WARM_UP = -1  # its seed
-LOGGED_WITHIN_S = 15.0  # the lines of requests take their way through Ray
+LOGGED_WITHIN_S = 15.0  # a line comes when its request has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +108,10 @@ def _round(rung: Rung, talk: Conversations, requests: int, seed: int) -> dict[st
 
 def _engines(rung: Rung, wanted: int = 0) -> list[str]:
     """Who answered each request so far, by the log; waits until so many lines are there."""
-    deadline, log = time.monotonic() + LOGGED_WITHIN_S, rung.folder / "serve.log"
+    deadline, log = time.monotonic() + LOGGED_WITHIN_S, rung.folder / REQUESTS
     while True:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if '"event":"request"' in line]
-        told = [json.loads(line[line.index('{"time"') : line.rindex("}") + 1]) for line in lines]
+        lines = log.read_text().splitlines() if log.exists() else []
+        told = [json.loads(line) for line in lines]
         found = [str(line["engine"]) for line in told if line.get("engine")]
         if len(found) >= wanted or time.monotonic() > deadline:
             return found

@@ -8,6 +8,7 @@ from serve.engines.receipts import Receipts
 from serve.engines.turns import Turns
 from serve.ledger.ledger import Counters
 from serve.limitstore.breaker import LossEvent
+from serve.lines import Counts
 from serve.words import Band, Record
 
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0]
@@ -137,3 +138,18 @@ class LedgerMetrics:
         self._unshipped.set(counters.unshipped_bytes)
         self._lost.set(counters.unwritten + counters.rejected)
         self._outage_s.set(counters.outage_s)
+
+
+class LogMetrics:
+    """Of one router's logs, while they cannot be written. What is lost should stay 0."""
+
+    def __init__(self) -> None:
+        self._waiting = Gauge(
+            "starserve_log_waiting_lines", "Lines that wait in memory for room on the disk.", ("log",)
+        )
+        self._lost = Gauge("starserve_log_lost_lines", "Lines that neither disk nor memory took.", ("log",))
+
+    def __call__(self, **logs: Counts) -> None:
+        for log, counts in logs.items():
+            self._waiting.set(counts.waiting, {"log": log})
+            self._lost.set(counts.lost, {"log": log})

@@ -21,6 +21,7 @@ import psutil
 import yaml
 
 from serve.bench.rungs import free_port as free_port
+from serve.logs import REQUESTS
 
 METRICS_EVERY_S = 1.0  # Ray's own rhythm is ten times slower
 START_WITHIN_S = 400.0  # five times what a slow machine of two cores took
@@ -79,33 +80,39 @@ class Stack:
         return self.output.read_text()
 
     def logged(self) -> str:
-        log = self.folder / "serve.log"
-        return log.read_text(errors="replace") if log.exists() else ""
+        """Everything that it wrote: what Ray and engines say, and the lines of requests."""
+        files = (self.folder / "serve.log", self.folder / REQUESTS)
+        return "\n".join(file.read_text(errors="replace") for file in files if file.exists())
 
     def last_logged(self) -> str:
         return self.logged()[-4000:]
 
     def request_logged(self, reply_id: str) -> dict[str, Any]:
-        """What the log tells of a request; that takes its way through Ray."""
+        """What the log tells of a request, which may come a moment after its answer."""
         wait_for(lambda: reply_id in self.logged(), within_s=15)
         return next(told for told in self.requests_logged() if told["request_id"] == reply_id)
 
     def requests_logged(self) -> list[Any]:
-        """What the log tells of each request so far, in either style."""
-        lines = self.logged().replace("\x1b[0m", "").splitlines()
-        json_lines = [line[line.index('{"time"') :] for line in lines if '"event":"request"' in line]
-        text_lines = [line.partition(" request ")[2] for line in lines if re.search(r"Z? request \S+ \w+ ", line)]
-        return [json.loads(line) for line in json_lines] or [_read_text(line) for line in text_lines]
+        """What the log tells of each request so far, in either style. Every line of that file is one request's."""
+        file = self.folder / REQUESTS
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [json.loads(line) if line.startswith("{") else _read_text(line) for line in lines]
 
     def recorded(self) -> set[int]:
         """The ids of processes that the supervisor has written down."""
         return {pid for pid, _ in json.loads((self.folder / "processes.json").read_text())["processes"]}
 
+    def forget(self, pid: int) -> None:
+        """Take a process out of what the supervisor has written down."""
+        record = self.folder / "processes.json"
+        told = json.loads(record.read_text())
+        record.write_text(json.dumps({**told, "processes": [row for row in told["processes"] if row[0] != pid]}))
+
     def end_ray_while_it_starts(self) -> None:
         """Kill the process that holds Ray, in its first seconds."""
         wait_for(lambda: "1/3 starting Ray" in self.said(), within_s=60)
         # Its own workers may be there already; the first one is Ray's parent.
-        driver = next(p for p in psutil.Process(self.process.pid).children() if "serve.deploy.local" in p.cmdline())
+        driver = next(p for p in psutil.Process(self.process.pid).children() if "serve.deploy.driver" in p.cmdline())
         driver.kill()
 
     def metrics(self) -> dict[str, float]:
@@ -157,8 +164,8 @@ class Stack:
 
 
 def _read_text(line: str) -> dict[str, Any]:
-    """A line of the style `text`, from its request id on; numbers as numbers."""
-    request_id, outcome, *pairs = line.split()
+    """A line of the style `text`; numbers as numbers."""
+    request_id, outcome, *pairs = line.partition(" request ")[2].split()
     told: dict[str, Any] = {"request_id": request_id, "outcome": outcome}
     for name, _, value in (pair.partition("=") for pair in pairs):
         told[name] = json.loads(value) if re.fullmatch(r"-?[0-9.]+(e-?\d+)?", value) else value
