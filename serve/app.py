@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI
 
 from serve.accounts import Accounts, NoBooks
+from serve.draining import Draining
 from serve.engines.base import CountingEngine
 from serve.jobs import Served
 from serve.ledger.ledger import Counters, Ledger
@@ -43,14 +44,20 @@ DESCRIPTION = "OpenAI-compatible, plus `/v1/instruct`, the Alpaca form. Every `/
 Beside = Callable[[], Coroutine[Any, Any, None]]
 _COUNTERS_EVERY_S = 5.0
 _CATCH_UP_S = 5.0
+SETTLE_S = 10.0  # of a stop: to ask engines what cut answers cost, and again to write that down
 
 
 class Router(NamedTuple):
-    """`app` serves; the others belong to it."""
+    """`app` serves; the others belong to it.
+
+    `stop` ends it in good order: nothing new is let in, what runs gets so many seconds, and when it returns all of that
+    is settled and in the ledger. It returns how many answers were cut.
+    """
 
     app: FastAPI
     accounts: Accounts
     limits: LimitStore
+    stop: Callable[[float], Coroutine[Any, Any, int]]
 
 
 def build(
@@ -100,7 +107,18 @@ def build(
     install_docs(app)
     install_errors(app)
     app.add_middleware(RequestIds, echo=settings.http.proxy == "haproxy")
-    return Router(app, accounts, limits)
+    app.add_middleware(corridor.draining.counting)
+    return Router(app, accounts, limits, partial(_stop, corridor.draining, accounts, ledger))
+
+
+async def _stop(draining: Draining, accounts: Accounts, ledger: Ledger | None, within_s: float) -> int:
+    cut = await draining.drain(within_s)
+    with suppress(TimeoutError):  # where the database is away, a later start finds the rest in the journal
+        async with asyncio.timeout(SETTLE_S):
+            await accounts.quiet()
+    if ledger:
+        await asyncio.to_thread(ledger.flush, SETTLE_S)
+    return cut
 
 
 def _running(

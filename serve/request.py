@@ -13,6 +13,7 @@ from contextlib import aclosing
 
 from serve.accounts import Accounts
 from serve.answers import OUT_OF_QUOTA, Events, cut_off, echoed, together
+from serve.draining import Draining
 from serve.errors import EngineLost, InternalError, ServeError, UnknownModel
 from serve.jobs import JobMaker, Served
 from serve.rights import may_use
@@ -25,7 +26,7 @@ Observe = Callable[[Record], None]
 
 
 class Corridor:
-    """Answers asks. One per router process; it keeps no state between requests."""
+    """Answers asks. One per router process; it keeps no state between requests, but for its own end."""
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Corridor:
         self.served, self._tokenizers, self._observe, self._traces = served, tokenizers, observe, traces
         self.accounts = accounts
         self.maker = JobMaker(tokenizers, logprob_entries)
+        self.draining = Draining()
 
     def find(self, model: str, tenant: Tenant) -> Served:
         """A model that the tenant may not use is as unknown as one that is not there."""
@@ -72,6 +74,7 @@ class Corridor:
         began, span, bill = time.monotonic(), self._traces.request(traceparent), None
         record.model, record.stream = ask.model, ask.stream
         try:
+            self.draining.check()
             served = self.find(ask.model, tenant)
             jobs = await self.maker.jobs(ask, tenant, served, record.request_id, span.traceparent)
             _describe(record, ask, served, jobs)
@@ -82,14 +85,18 @@ class Corridor:
             prompts = ask.prompts or (None,) * len(jobs)
             streams = [await self._stream(ask, served, p, job) for p, job in zip(prompts, jobs, strict=True)]
             unfinished = set(range(len(jobs) * ask.sampling.n))
-            async with aclosing(together(streams, ask.sampling.n)) as events:
+            async with self.draining.answering() as answering, aclosing(together(streams, ask.sampling.n)) as events:
                 async for event in events:
                     bill.received(event)
                     _note(record, event, time.monotonic() - began)
                     unfinished -= {event.choice} if event.finish else set()
+                    answering.writes()
                     yield event
+                    if unfinished:
+                        answering.waits()
                     if unfinished and not await bill.made(record):
                         record.code = OUT_OF_QUOTA
+                        answering.writes()
                         for last in cut_off(unfinished, record):
                             yield last
                         record.outcome = "done"

@@ -41,7 +41,8 @@ class Router(Frozen):
     replicas: int = Field(1, ge=1, description="Router processes; one relays some thousand tokens per second.")
     cores: float = Field(0.25, gt=0, description="CPU cores that Ray reserves for each router.")
     tokenizer_threads: int = Field(2, ge=1, description="Threads that tokenise, per router.")
-    drain_s: float = Field(600, ge=0, description="Seconds a replaced replica may use to finish its streams.")
+    drain_s: float = Field(600, ge=0, description="Seconds that a router has for its streams when Serve replaces it.")
+    stop_s: float = Field(30, ge=0, description="Seconds that answers may go on when the whole is stopped.")
 
 
 class Caps(Frozen):

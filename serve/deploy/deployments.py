@@ -19,7 +19,7 @@ from serve import app as application
 from serve.database import open_database
 from serve.deploy.handle import BROADCAST_S, Failure, GivenBack, RayEngine
 from serve.deploy.instance import NOT_STARTED
-from serve.deploy.metrics import LedgerMetrics, LimitMetrics, QueueMetrics, RequestMetrics
+from serve.deploy.metrics import LedgerMetrics, LimitMetrics, LogMetrics, QueueMetrics, RequestMetrics
 from serve.deploy.replica_choice import choice
 from serve.engines.assembly import assemble
 from serve.engines.moving import Moved, Room, keep_moving
@@ -28,7 +28,7 @@ from serve.errors import GenerationFailed, ServeError
 from serve.jobs import preambles
 from serve.ledger.ledger import FOLDER as LEDGER
 from serve.ledger.ledger import Ledger
-from serve.logs import logger, write_line
+from serve.logs import logger, request_lines, sentences, write_line
 from serve.made import FOLDER as MADE
 from serve.made import Made
 from serve.model_settings import Model
@@ -62,13 +62,19 @@ class RouterReplica:
         tenants.refresh(store)  # blocks while it reads all tenants, once
         database = open_database(settings.database.url_in(self._instance))
         ledger = Ledger(self._instance / LEDGER, replica, database, write_line)
-        log, metrics = logger(settings.logs), RequestMetrics(settings.metrics_tenants)
+        lines, metrics = request_lines(self._instance, settings.logs), RequestMetrics(settings.metrics_tenants)
+        log, log_metrics = logger(settings.logs, lines.write), LogMetrics()
 
         def observe(record: Record) -> None:
             log(record)
             metrics(record)
 
-        built = application.build(
+        async def tell_of_logs() -> None:
+            while True:
+                log_metrics(requests=lines.counts(), sentences=sentences())
+                await asyncio.sleep(METRICS_EVERY_S)
+
+        router = application.build(
             settings,
             self._folders,
             engines,
@@ -77,12 +83,17 @@ class RouterReplica:
             observe=observe,
             on_limits=LimitMetrics(),
             on_ledger=LedgerMetrics(),
-            beside=[lambda: follow(tenants, store, write_line)],
+            beside=[lambda: follow(tenants, store, write_line), tell_of_logs],
         )
+        self._stop = router.stop
         # All of this stays: the garbage collector need not walk through it, and stop every stream, again and again.
         gc.collect()
         gc.freeze()
-        return built.app
+        return router.app
+
+    async def stop(self, within_s: float) -> int:
+        """End in good order, within so many seconds for what runs. Returns how many answers were cut."""
+        return await self._stop(within_s)
 
 
 class EngineReplica:

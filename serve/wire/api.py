@@ -172,6 +172,7 @@ class Api:
     async def health(self) -> JSONResponse:
         """200 when a request sent now would be answered, for every model."""
         try:
+            self._corridor.draining.check()
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
                 await asyncio.gather(*(s.engine.check() for s in self._corridor.served.values() if s.adapter is None))
         except (ServeError, TimeoutError):

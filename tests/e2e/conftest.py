@@ -79,6 +79,7 @@ def started(
         "models": [tiny_model(starcoder_folder), pair],
         "logs": "text" if variant == "plain" else "json",
         "http": {"comment_after_s": 1.0, **proxy},
+        "router": {"stop_s": 1},
         "tracing": {"endpoint": collector.endpoint, "sample_ratio": 0.0, "export_every_s": 0.2},
     }
     with ExitStack() as entered:

@@ -73,7 +73,7 @@ class Door:
         self.receipts, self.turns = replica
         engines = {"tiny": engine or self.receipts}
         router = build(parsed, {"tiny": words_folder}, engines, tenants, ledger, observe=self.records.append)
-        self.app, self.accounts = router.app, router.accounts
+        self.app, self.accounts, self.stop = router.app, router.accounts, router.stop
         transport = httpx.ASGITransport(router.app, raise_app_exceptions=False)
         headers = {"Authorization": f"Bearer {self.key}"}
         hooks = {"response": [_judged]}
