@@ -1,32 +1,56 @@
-"""What one instance owns on a machine: a 0700 folder, processes, shared memory, ports. Known by recorded ids."""
+"""What one instance owns on a machine: a 0700 folder with keys, sockets, logs and records, and ports.
+
+Its supervisor holds a lock on the folder as long as it lives. Who does not hold it only looks.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import psutil
 
+from serve.deploy.leftovers import Leftovers
+from serve.lines import rotate
 from serve.settings import LONGEST_INSTANCE_FOLDER, SettingsError, instance_folder
 
 NOT_STARTED = "engine did not start:"
-_RECORD = "processes.json"
+LOG_BYTES, OLDER_LOGS = 32 << 20, 4  # of the log that is written to, and full ones that are kept
+_OWNER = "owner"
+_TRIES, _PAUSE_S = 10, 0.05  # whoever looks has the lock for a moment
+_LAST_WORDS_BYTES = 1 << 20
+
+
+class Owner(NamedTuple):
+    """The supervisor that holds an instance, or held it last."""
+
+    pid: int
+    since: str  # ISO 8601, UTC
+    config: str  # its YAML, from the root
+
+    def __str__(self) -> str:
+        return f"pid {self.pid}, since {self.since}"
 
 
 class Instance:
-    """The folder of one instance: keys, sockets, HAProxy's files, Ray's session, recorded processes."""
+    """The folder of one instance: keys, sockets, HAProxy's files, Ray's session, logs, recorded processes."""
 
     def __init__(self, port: int, environment: Mapping[str, str] = os.environ) -> None:
-        self.folder = instance_folder(port, environment)
+        self.port, self.folder = port, instance_folder(port, environment)
         self.development_key = self.folder / "development.key"
         self._stage = self.folder / "stage"
         self.log = self.folder / "serve.log"
         self.metrics = self.folder / "metrics.address"
-        self._shared_memory: set[str] = set()
+        self.left = Leftovers(self.folder)
+        self._log_began = 0
 
     def make(self) -> None:
         if len(str(self.folder)) > LONGEST_INSTANCE_FOLDER:
@@ -40,6 +64,43 @@ class Instance:
                 raise SettingsError(f"{folder}: belongs to another user; name one of your own in STARSERVE_STATE")
         self.folder.chmod(0o700)
 
+    def hold(self, config: Path) -> None:
+        """Be its supervisor until this process ends, however that ends. SettingsError names the one that there is."""
+        lock = os.open(self.folder / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        for _ in range(_TRIES):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_PAUSE_S)
+        else:
+            os.close(lock)
+            raise SettingsError(f"http.port: {self.port}: already running ({self.owner() or 'it has just ended'})")
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, json.dumps(Owner(os.getpid(), since, str(config.absolute()))._asdict()).encode(), 0)
+
+    def owner(self) -> Owner | None:
+        """The supervisor that holds it now."""
+        try:
+            lock = os.open(self.folder / _OWNER, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self.last_owner() or Owner(0, "a moment ago", "")
+        finally:
+            os.close(lock)
+        return None
+
+    def last_owner(self) -> Owner | None:
+        """The supervisor that holds it, or held it last."""
+        try:
+            return Owner(**json.loads((self.folder / _OWNER).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
     def reach(self, stage: str) -> None:
         """The driver tells how far the start has come."""
         beside = self.folder / "stage.new"
@@ -49,70 +110,43 @@ class Instance:
     def stage(self) -> str:
         return self._stage.read_text() if self._stage.exists() else "starting"
 
+    def open_log(self) -> BinaryIO:
+        """For the next driver to write to, behind what those before it wrote."""
+        self.rotate_log()
+        log = self.log.open("ab")
+        self._log_began = log.tell()
+        return log
+
     def reason(self) -> str:
-        """Why the server ended by itself: the last word of an engine, or where to read."""
-        lines = self.log.read_text(errors="replace").splitlines()
+        """Why the server ended by itself: the last word of an engine or of the driver, or where to read."""
+        with self.log.open("rb") as log:
+            size = os.fstat(log.fileno()).st_size
+            log.seek(max(self._log_began if self._log_began <= size else 0, size - _LAST_WORDS_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
         told = [line[line.index(NOT_STARTED) :] for line in lines if NOT_STARTED in line]
         return told[-1] if told else f"the server ended by itself; its last words are in {self.log}"
 
-    def record(self) -> None:
-        """Write down every process below this one, by id and start time, and the shared memory that they map."""
-        below = psutil.Process().children(recursive=True)
-        self._shared_memory |= _mapped(p.pid for p in below)
-        rows = []
-        for process in below:
-            try:
-                rows.append((process.pid, process.create_time()))
-            except psutil.NoSuchProcess:
-                continue
-        beside = self.folder / f"{_RECORD}.new"
-        beside.write_text(json.dumps({"processes": rows, "shared_memory": sorted(self._shared_memory)}))
-        beside.replace(self.folder / _RECORD)
+    def rotate_log(self) -> bool:
+        """Begin a new log where this one is full. True: whoever writes must open it anew."""
+        if not self.log.exists() or self.log.stat().st_size < LOG_BYTES:
+            return False
+        rotate(self.log, OLDER_LOGS)
+        return True
 
     def clean(self) -> int:
-        """End what was recorded and still runs, remove its shared memory and session. Returns how many ran."""
-        try:
-            record = json.loads((self.folder / _RECORD).read_text())
-        except (OSError, ValueError):
-            record = {"processes": [], "shared_memory": []}
-        left = []
-        for pid, created in record["processes"]:
-            try:
-                process = psutil.Process(pid)
-                if abs(process.create_time() - created) < 1:
-                    left.append(process)
-            except psutil.NoSuchProcess:
-                continue
-        end(left)
-        _remove_shared_memory(record["shared_memory"])
+        """Remove what a dead supervisor left. Only for whoever holds it. Returns how many processes still ran."""
+        ended = self.left.clean()
         for name in ("ray", "p", "t"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         self._stage.unlink(missing_ok=True)
-        (self.folder / _RECORD).unlink(missing_ok=True)
-        return len(left)
+        return ended
 
 
-def end(processes: list[psutil.Process]) -> None:
-    """Kill, and wait until they are gone."""
-    for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(processes, timeout=5)
-
-
-def end_below() -> None:
-    """Kill all descendants of this process, those too that are born meanwhile."""
-    while left := psutil.Process().children(recursive=True):
-        end(left)
-
-
-def reap_orphans(driver: int) -> None:
-    """Bury the dead that were left to this process, but not the driver, whose exit status is still wanted."""
-    for child in psutil.Process().children():
-        if child.pid != driver and child.status() == psutil.STATUS_ZOMBIE:
-            os.waitpid(child.pid, os.WNOHANG)
+def instances(environment: Mapping[str, str] = os.environ) -> list[Instance]:
+    """All that were ever served by this user with these folders, running or not, by port."""
+    folders = {instance_folder(port, environment).parent for port in (1, 65535)}
+    ports = {int(f.parent.name) for folder in folders for f in folder.glob(f"*/{_OWNER}") if f.parent.name.isdecimal()}
+    return [Instance(port, environment) for port in sorted(ports)]
 
 
 def port_is_busy(host: str, port: int) -> bool:
@@ -143,21 +177,3 @@ def claim_ports(size: int) -> socket.socket:
                 continue
             return claim
     raise SettingsError(f"no {size} neighbouring free ports between 20000 and 32000")
-
-
-def _mapped(pids: Iterable[int]) -> set[str]:
-    """Files in /dev/shm that these processes map."""
-    found = set()
-    for pid in pids:
-        try:
-            lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        found |= {line[line.index("/dev/shm/") :] for line in lines if "/dev/shm/" in line}
-    return {path for path in found if not path.endswith("(deleted)")}
-
-
-def _remove_shared_memory(paths: Iterable[str]) -> None:
-    left = {path for path in paths if path.startswith("/dev/shm/") and Path(path).exists()}
-    for path in left - (_mapped(psutil.pids()) if left else set()):
-        Path(path).unlink(missing_ok=True)

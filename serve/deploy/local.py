@@ -1,8 +1,8 @@
-"""One machine, in the foreground: start Ray, Serve, HAProxy and the engines, and take all of it down again.
+"""The supervisor of one machine, in the foreground: it starts the driver, watches, and takes all of it down again.
 
-Two processes. The supervisor (`up`) imports no Ray: it is the subreaper of everything below, so that no orphan
-escapes it, and it records ids and start times, so that the next start can clean up after `kill -9`.
-The driver (`python -m serve.deploy.local`) holds Ray and ends Serve in order when it is told to.
+It imports no Ray. It is the subreaper of everything below, so that no orphan escapes it, and it records ids and start
+times, so that the next start can clean up after `kill -9`. The driver (`serve.deploy.driver`) holds Ray, and ends what
+it serves in order when it is told to.
 """
 
 from __future__ import annotations
@@ -14,153 +14,131 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from serve.deploy.environment import METRICS_PORT, PRIVATE_PORTS, environment_of
-from serve.deploy.instance import Instance, claim_ports, end_below, reap_orphans
-from serve.settings import Settings, cache_folder, load
-from serve.weights.manifest import prepared_folder
+from serve.deploy.driver import READY, STARTING_RAY
+from serve.deploy.environment import PRIVATE_PORTS, environment_of
+from serve.deploy.instance import Instance, claim_ports
+from serve.deploy.leftovers import MARK, end_below, reap_orphans
+from serve.settings import Settings
 
-STOP_WITHIN_S = 8.0  # given to an orderly end; then what is left is killed by its id
+STOP_WITHIN_S = 8.0  # given to an orderly end, besides the answers; then what is left is killed by its id
+SETTLE_WITHIN_S = 25.0  # given besides to routers, to write down what cut answers cost; mostly they take a second
 RECORD_EVERY_S = 1.0
 TELL_EVERY_S = 10.0
-STARTING_RAY = "1/3 starting Ray"
-READY = "ready"
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER = 36
+Say = Callable[[str], None]
 
 
-def up(
-    config: Path, settings: Settings, instance: Instance, say: Callable[[str], None], on_ready: Callable[[], None]
-) -> int:
+def up(config: Path, settings: Settings, instance: Instance, say: Say, on_ready: Callable[[], None]) -> int:
     """Run until a signal or until the driver ends. Returns the exit status."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: signals.append(n))
     for last_try in (False, True):
-        stage = _run(config, settings, instance, signals, say, on_ready)
+        stage = Run(config, settings, instance, signals, say).run(on_ready)
         if signals or last_try or stage != STARTING_RAY:
             break
         # Seen once in some twenty starts of two instances at a time: Ray's raylet dies within its first seconds.
-        say("Ray ended while it started; trying once more")
+        _calmly(lambda: say("Ray ended while it started; trying once more"))
     if not signals:
         say(instance.reason())
     return 0 if signals else 1
 
 
-def _run(
-    config: Path,
-    settings: Settings,
-    instance: Instance,
-    signals: list[int],
-    say: Callable[[str], None],
-    on_ready: Callable[[], None],
-) -> str:
-    """One life of the driver, and the end of all that it left. Returns the last stage that it reached."""
-    with claim_ports(PRIVATE_PORTS) as claim:
-        driver = _start_driver(config, settings, instance, claim.getsockname()[1] - PRIVATE_PORTS + 1)
-        _watch(driver, signals, instance, say, on_ready)
-        instance.record()
-        if signals:
-            say("stopping; press Ctrl-C again to stop at once")
-            _stop(driver, signals)
-            instance.record()  # what was born while we waited
-        stage = instance.stage()
-        end_below()
-        instance.clean()
-    return stage
+class Run:
+    """One life of the driver, and the end of all that it left."""
+
+    def __init__(self, config: Path, settings: Settings, instance: Instance, signals: list[int], say: Say) -> None:
+        self._config, self._settings, self._instance, self._signals = config, settings, instance, signals
+        self._say: Say = lambda sentence: _calmly(lambda: say(sentence))
+        self._books = Steady(self._say, "the record of what runs, or the log, cannot be written")
+
+    def run(self, on_ready: Callable[[], None]) -> str:
+        """Returns the last stage that it reached."""
+        instance = self._instance
+        with claim_ports(PRIVATE_PORTS) as claim:
+            driver = self._start_driver(claim.getsockname()[1] - PRIVATE_PORTS + 1)
+            self._watch(driver, on_ready)
+            self._books(instance.left.record)
+            if self._signals:
+                self._stop(driver)
+                self._books(instance.left.record)  # what was born while we waited
+            stage = instance.stage()
+            end_below()
+            instance.clean()
+        return stage
+
+    def _start_driver(self, low: int) -> subprocess.Popen[bytes]:
+        instance = self._instance
+        environment = environment_of(self._settings, instance, low)
+        with instance.open_log() as log:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "serve.deploy.driver", str(self._config)],
+                env={**os.environ, **environment, MARK: instance.left.mark()},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # A terminal's Ctrl-C goes to the whole group; only we may decide what it means.
+                start_new_session=True,
+            )
+
+    def _watch(self, driver: subprocess.Popen[bytes], on_ready: Callable[[], None]) -> None:
+        """Tell each stage of the start, and record what runs, until a signal or the driver's end."""
+        began, recorded, told, stage = time.monotonic(), 0.0, 0.0, ""
+        while driver.poll() is None and not self._signals:
+            now = time.monotonic()
+            if now - recorded > RECORD_EVERY_S:
+                recorded = now
+                self._books(lambda: self._keep_books(driver))
+                reap_orphans(driver.pid)
+            reached = self._instance.stage()
+            if reached == READY and stage != READY:
+                self._say(f"ready after {now - began:.0f} s")
+                _calmly(on_ready)
+            elif reached != READY and (reached != stage or now - told > TELL_EVERY_S):
+                told = now
+                self._say(f"{reached} ({now - began:.0f} s)")
+            stage = reached
+            time.sleep(0.25)
+
+    def _keep_books(self, driver: subprocess.Popen[bytes]) -> None:
+        self._instance.left.record()
+        if self._instance.stage() == READY and self._instance.rotate_log():
+            driver.send_signal(signal.SIGHUP)
+
+    def _stop(self, driver: subprocess.Popen[bytes]) -> None:
+        answers_s, deadline = self._settings.router.stop_s, time.monotonic() + STOP_WITHIN_S
+        if self._instance.stage() == READY:
+            deadline += answers_s + SETTLE_WITHIN_S
+        self._say(f"stopping; answers may go on for {answers_s:g} s; press Ctrl-C again to stop at once")
+        driver.terminate()
+        while driver.poll() is None and time.monotonic() < deadline and len(self._signals) < 2:
+            time.sleep(0.05)
 
 
-def _start_driver(config: Path, settings: Settings, instance: Instance, low: int) -> subprocess.Popen[bytes]:
-    with instance.log.open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "serve.deploy.local", str(config)],
-            env={**os.environ, **environment_of(settings, instance, low)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            # A terminal's Ctrl-C goes to the whole group; only we may decide what it means.
-            start_new_session=True,
-        )
+class Steady:
+    """Does, again and again, what may fail for a while, as on a full disk. Says it once, and once when it is over."""
+
+    def __init__(self, say: Say, what: str) -> None:
+        self._say, self._what, self._fails = say, what, False
+
+    def __call__(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except OSError as e:
+            if not self._fails:
+                self._say(f"{self._what} ({e.strerror}); what is served goes on")
+            self._fails = True
+        else:
+            if self._fails:
+                self._say("it can be written again")
+            self._fails = False
 
 
-def _watch(
-    driver: subprocess.Popen[bytes],
-    signals: list[int],
-    instance: Instance,
-    say: Callable[[str], None],
-    on_ready: Callable[[], None],
-) -> None:
-    """Tell each stage of the start, and record what runs, until a signal or the driver's end."""
-    began, recorded, told, stage = time.monotonic(), 0.0, 0.0, ""
-    while driver.poll() is None and not signals:
-        now = time.monotonic()
-        if now - recorded > RECORD_EVERY_S:
-            recorded = now
-            instance.record()
-            reap_orphans(driver.pid)
-        reached = instance.stage()
-        if reached == READY and stage != READY:
-            say(f"ready after {now - began:.0f} s")
-            on_ready()
-        elif reached != READY and (reached != stage or now - told > TELL_EVERY_S):
-            told = now
-            say(f"{reached} ({now - began:.0f} s)")
-        stage = reached
-        time.sleep(0.25)
-
-
-def drive(config: Path) -> None:
-    """The driver: Ray in this process, until SIGTERM."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    settings = load(config)
-    instance = Instance(settings.http.port)
-    # Imported here: the supervisor must not load Ray, and Ray reads the environment when it is imported.
-    import ray
-    from ray import serve as ray_serve
-
-    from serve.deploy.deployments import application_of
-
-    instance.reach(STARTING_RAY)
-    stop: list[int] = []
-    signal.signal(signal.SIGTERM, lambda n, _: stop.append(n))
-    cores = sum(m.engine.cores * m.engine.replicas for m in settings.models)
-    cores += settings.router.cores * settings.router.replicas
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, int(cores + 1)),
-        object_store_memory=128 << 20,
-        include_dashboard=False,
-        runtime_env={"worker_process_setup_hook": "serve.deploy.loopback.bind_replicas"},
-        _metrics_export_port=int(os.environ[METRICS_PORT]),
-        _temp_dir=str(instance.folder / "ray"),
-        _node_ip_address="127.0.0.1",
-        logging_level="warning",
-    )
-    # Ray has put its own handler in place of ours.
-    signal.signal(signal.SIGTERM, lambda n, _: stop.append(n))
-    instance.reach("2/3 starting Ray Serve and its proxy")
-    # HAProxy binds the public address itself; without it Ray's own proxy does.
-    host = "127.0.0.1" if settings.http.proxy == "haproxy" else settings.http.host
-    ray_serve.start(http_options={"host": host, "port": settings.http.port})
-    cache = cache_folder()
-    folders = {m.name: prepared_folder(m, cache) for m in settings.models}
-    application = application_of(settings, folders, instance.folder)
-    instance.reach(f"3/3 starting the router and the engines of {len(settings.models)} model(s)")
-    ray_serve.run(application, name=settings.name, route_prefix="/", logging_config={"enable_access_log": False})
-    instance.metrics.write_text(f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics")
-    instance.reach(READY)
-    while not stop:
-        time.sleep(0.1)
-    ray.shutdown()
-
-
-def _stop(driver: subprocess.Popen[bytes], signals: list[int]) -> None:
-    driver.terminate()
-    deadline = time.monotonic() + STOP_WITHIN_S
-    while driver.poll() is None and time.monotonic() < deadline and len(signals) < 2:
-        time.sleep(0.05)
-
-
-if __name__ == "__main__":
-    drive(Path(sys.argv[1]))
+def _calmly(act: Callable[[], None]) -> None:
+    """What is said may go into a file on the disk that is full."""
+    with suppress(OSError):
+        act()

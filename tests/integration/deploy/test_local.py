@@ -6,16 +6,18 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
+from tests.support.instances import recorded, runs, state_folder, supervisor
 from tests.support.stack import free_port, tiny_model
 
 
-def refused(settings: dict[str, object], folder: Path, **environment: str) -> str:
+def refused(settings: Mapping[str, object], folder: Path, **environment: str) -> str:
     config = folder / "c.yaml"
-    config.write_text(yaml.safe_dump(settings))
+    config.write_text(yaml.safe_dump(dict(settings)))
     done = subprocess.run(
         [sys.executable, "-m", "serve", "up", str(config)],
         capture_output=True,
@@ -37,13 +39,39 @@ def test_a_busy_port_is_told_with_what_to_do(starcoder_folder: Path, tmp_path: P
 
 
 def test_what_this_machine_lacks_is_told_before_anything_starts(starcoder_folder: Path, tmp_path: Path) -> None:
-    greedy = {**tiny_model(starcoder_folder, cores=4096, kv_cache_gib=100_000)}
-    said = refused({"http": {"port": free_port()}, "models": [greedy]}, tmp_path)
-    assert "lower engine.cores" in said
-    assert "lower engine.kv_cache_gib" in said
+    for greedy, advice in (
+        ({"cores": 4096}, "lower engine.cores"),
+        ({"kv_cache_gib": 100_000}, "lower engine.kv_cache"),
+    ):
+        model = tiny_model(starcoder_folder, **greedy)
+        assert f"lower {advice}" in refused({"http": {"port": free_port()}, "models": [model]}, tmp_path)
 
 
 def test_a_state_folder_that_is_too_long_for_sockets_is_refused(starcoder_folder: Path, tmp_path: Path) -> None:
     settings: dict[str, object] = {"models": [tiny_model(starcoder_folder)]}
     said = refused(settings, tmp_path, STARSERVE_STATE=str(tmp_path / ("x" * 40)))
     assert "too long for the sockets" in said
+
+
+def test_a_second_start_leaves_the_one_that_runs_alone(starcoder_folder: Path, tmp_path: Path) -> None:
+    """Whether its configuration could be served or not."""
+    port = free_port()
+    good = {"http": {"port": port}, "models": [tiny_model(starcoder_folder)]}
+    bad = {"http": {"port": port}, "models": [tiny_model(starcoder_folder, cores=4096)]}
+    with state_folder() as state, supervisor(state, port, tmp_path / "c.yaml") as first, recorded(state, port) as below:
+        for settings in (good, bad):
+            said = refused(settings, tmp_path, STARSERVE_STATE=str(state))
+            assert f"http.port: {port}: already running (pid {first.pid}, since 20" in said
+        assert first.poll() is None
+        assert runs(below)
+
+
+def test_what_a_dead_one_left_stays_until_the_configuration_is_right(starcoder_folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    with state_folder() as state, recorded(state, port) as below:
+        bad = {"http": {"port": port}, "models": [tiny_model(starcoder_folder, cores=4096)]}
+        assert "lower engine.cores" in refused(bad, tmp_path, STARSERVE_STATE=str(state))
+        assert runs(below)
+        memory = {"http": {"port": port}, "models": [tiny_model(starcoder_folder, kv_cache_gib=100_000)]}
+        assert "lower engine.kv_cache_gib" in refused(memory, tmp_path, STARSERVE_STATE=str(state))
+        assert not runs(below)  # what it took of the memory is free when that is measured
