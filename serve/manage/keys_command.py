@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from serve.manage.fields import Expires, Limit, Models, Scopes, given
-from serve.manage.opening import AsJson, Config, actor, opened, say, show
+from serve.manage.opening import Config, actor, opened
+from serve.manage.telling import AsJson, say, show
 from serve.tenants.given import KeyGiven
 from serve.tenants.rows import NewKey
 from serve.tenants.showing import shown
@@ -28,7 +29,7 @@ def create(
     expires: Expires = None,
 ) -> None:
     """Make a key. Its text is printed once; nobody can ask for it again."""
-    with opened(config) as (_, _, store):
+    with opened(config, makes=True) as (_, store):
         fields = given(KeyGiven, name=name, models=models, scopes=scopes, limits=limit, expires_at=expires)
         with store.acting(actor()) as acts:
             made = acts.create_key(tenant, fields)
@@ -42,7 +43,7 @@ def list_keys(
     as_json: AsJson = False,
 ) -> None:
     """The keys that there are, without their secrets."""
-    with opened(config) as (_, _, store):
+    with opened(config) as (_, store):
         show([shown(row) for row in store.page("key", tenant)], _COLUMNS, as_json)
 
 
@@ -53,7 +54,7 @@ def rotate(
     grace_s: Annotated[float, typer.Option(min=0, help="How long the older secret opens; 0 ends it now.")] = 86400,
 ) -> None:
     """Give a key a second secret; the first ends after the grace."""
-    with opened(config) as (_, _, store):
+    with opened(config, makes=True) as (_, store):
         with store.acting(actor()) as acts:
             made = acts.rotate(key, grace_s)
         tell(made)
@@ -62,7 +63,7 @@ def rotate(
 @cli.command()
 def revoke(config: Config, key: KeyId) -> None:
     """End a key for good. Every router refuses it within seconds."""
-    with opened(config) as (_, _, store):
+    with opened(config, makes=True) as (_, store):
         with store.acting(actor()) as acts:
             acts.remove("key", key)
         say(f"revoked {key}")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -20,13 +19,12 @@ from serve.database import is_migrated, open_database
 from serve.ledger import usage as told
 from serve.ledger.entry import NAMES
 from serve.made import FOLDER, read_made
-from serve.settings import Settings, SettingsError, embedded_config, instance_folder, load
+from serve.manage.opening import Config, ConfigToo, Deployment, deployment, plainly, what_there_is
+from serve.manage.telling import AsJson, refuse, say, show
+from serve.settings import SettingsError
 
 cli = typer.Typer(no_args_is_help=True, help="What was asked, answered and refused, by whom and for how much.")
-console = Console(highlight=False, soft_wrap=True)
 DAYS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
-Config = Annotated[Path, typer.Argument(help="The deployment's YAML; without one, SmolLM2 on this CPU.",
-                                        default_factory=embedded_config)]  # fmt: skip
 Since = Annotated[datetime | None, typer.Option(formats=DAYS, help="UTC; requests opened then or later.")]
 Until = Annotated[datetime | None, typer.Option(formats=DAYS, help="UTC; requests opened before.")]
 OfTenant = Annotated[str | None, typer.Option("--tenant", help="Only this tenant's.")]
@@ -39,6 +37,7 @@ class Format(StrEnum):
 
 @cli.command()
 def export(
+    other: ConfigToo,
     config: Config,
     since: Since = None,
     until: Until = None,
@@ -49,106 +48,111 @@ def export(
                                            "minute, key and reason.")] = False,
 ) -> None:  # fmt: skip
     """Write every row to standard output, oldest first; never a word of a prompt."""
-    database, since_s, until_s = _open(config), _seconds(since, 0.0), _seconds(until, 1e12)
-    if refusals:
-        found = told.counted_refusals(database, since_s, until_s, tenant)
-        names = ["minute_s", "organisation_id", "tenant_id", "key_id", "code", "requests"]
-    else:
-        found, names = told.rows(database, since_s, until_s, tenant), list(NAMES)
-    lines = told.csv_lines(found, names) if style is Format.CSV else told.json_lines(found)
-    for line in lines:
-        sys.stdout.write(line)
+    since_s, until_s = _seconds(since, 0.0), _seconds(until, 1e12)
+    with _opened(config, other) as (_, database):
+        if refusals:
+            found = told.counted_refusals(database, since_s, until_s, tenant)
+            names = ["minute_s", "organisation_id", "tenant_id", "key_id", "code", "requests"]
+        else:
+            found, names = told.rows(database, since_s, until_s, tenant), list(NAMES)
+        lines = told.csv_lines(found, names) if style is Format.CSV else told.json_lines(found)
+        for line in lines:
+            sys.stdout.write(line)
 
 
 @cli.command()
 def usage(
+    other: ConfigToo,
     config: Config,
     since: Since = None,
     until: Until = None,
     tenant: OfTenant = None,
     by: Annotated[str, typer.Option(help="Of day, model, key, tenant, organisation; empty for one sum.")]
     = "day,model,key",
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Sums by day, model and whoever it was; of the last 30 days unless --since says otherwise."""
     groups = [name for name in by.split(",") if name]
     if unknown := sorted(set(groups) - set(get_args(told.By))):
         raise typer.BadParameter(f"--by: {unknown[0]} is none of {', '.join(get_args(told.By))}")
     month_ago = (datetime.now(UTC) - timedelta(days=30)).timestamp()
-    database, since_s, until_s = _open(config), _seconds(since, month_ago), _seconds(until, 1e12)
-    heads = [*groups, *told.OUTCOMES, "prompt", "computed", "cached", "output", "cost"]
-    table = Table(*heads, box=SIMPLE)
-    cursor: str | None = None
-    while True:
-        page = told.usage(database, tenant, since_s, until_s, cast(list[told.By], groups), cursor, told.PAGE)
-        for row in page.rows:
-            of = {"day": row.day, "model": row.model, "key": row.key_id, "tenant": row.tenant_id,
-                  "organisation": row.organisation_id}  # fmt: skip
-            counts = [row.requests.get(outcome, 0) for outcome in told.OUTCOMES]
-            counts += [row.prompt_tokens, row.computed_prompt_tokens, row.cached_tokens, row.output_tokens]
-            words = [str(of[name] or "-") for name in groups] + [str(count) for count in counts]
-            table.add_row(*words, f"{row.cost / 1e6:.6f}")
-        if (cursor := page.cursor) is None:
-            break
-    console.print(table)
+    since_s, until_s = _seconds(since, month_ago), _seconds(until, 1e12)
+    rows, cursor = list[dict[str, Any]](), None
+    with _opened(config, other) as (_, database):
+        while True:
+            page = told.usage(database, tenant, since_s, until_s, cast(list[told.By], groups), cursor, told.PAGE)
+            rows += [_sums(row, groups) for row in page.rows]
+            if (cursor := page.cursor) is None:
+                break
+    show(rows, [*groups, *told.OUTCOMES, "prompt", "computed", "cached", "output", "cost"], as_json)
+
+
+def _sums(row: told.Usage, groups: list[str]) -> dict[str, Any]:
+    """A row of sums by the names of its columns; the cost in whole units of the currency, as a decimal number."""
+    of = {"day": row.day, "model": row.model, "key": row.key_id, "tenant": row.tenant_id,
+          "organisation": row.organisation_id}  # fmt: skip
+    counts = {outcome: row.requests.get(outcome, 0) for outcome in told.OUTCOMES}
+    tokens = {"prompt": row.prompt_tokens, "computed": row.computed_prompt_tokens, "cached": row.cached_tokens,
+              "output": row.output_tokens}  # fmt: skip
+    return {**{name: of[name] or None for name in groups}, **counts, **tokens, "cost": f"{row.cost / 1e6:.6f}"}
 
 
 @cli.command()
-def check(config: Config) -> None:
+def check(other: ConfigToo, config: Config, as_json: AsJson = False) -> None:
     """Compare the ledger with what the engines of this machine handed out, killed ones too.
 
     What no router received is lost, and billed to nobody. Exit status 1 if more was billed than made. Right when all
     requests have ended; rows that `prune` forgot count as lost.
     """
-    database = _open(config)
-    made = read_made(instance_folder(load(config).http.port) / FOLDER)
+    with _opened(config, other) as (meant, database):
+        made = read_made(meant.folder / FOLDER)
+        found = told.accounted(database, list(made), min((c.since_s for c in made.values()), default=math.inf))
     whole = sum(count.output_tokens for count in made.values())
-    found = told.accounted(database, list(made), min((c.since_s for c in made.values()), default=math.inf))
     lost = whole - found.output_tokens
-    console.print(
-        f"starserve: {len(made)} engines made {whole} output tokens; the ledger has {found.output_tokens}; "
-        f"lost {max(0, lost)} ({found.lost_requests} requests lost, {found.open_requests} open)", markup=False,
-    )  # fmt: skip
+    if as_json:
+        show([{"engines": len(made), "made_tokens": whole, "ledger_tokens": found.output_tokens,
+               "lost_tokens": max(0, lost), "lost_requests": found.lost_requests,
+               "open_requests": found.open_requests}], (), as_json)  # fmt: skip
+    else:
+        say(f"{len(made)} engines made {whole} output tokens; the ledger has {found.output_tokens}; "
+            f"lost {max(0, lost)} ({found.lost_requests} requests lost, {found.open_requests} open)")  # fmt: skip
     if lost < 0:
-        _refuse(f"the ledger has {-lost} output tokens more than the engines made", 1)
+        refuse(f"the ledger has {-lost} output tokens more than the engines made", 1)
 
 
 @cli.command()
 def prune(
+    other: ConfigToo,
     config: Config,
     before: Annotated[datetime, typer.Option(formats=DAYS, help="UTC; closed rows opened before are forgotten.")],
 ) -> None:
     """Forget old rows. Rows that are still open stay."""
-    removed = told.prune(_open(config), _seconds(before, 0.0))
-    console.print(f"starserve: {removed} rows forgotten", markup=False)
+    with _opened(config, other) as (_, database):
+        say(f"{told.prune(database, _seconds(before, 0.0))} rows forgotten")
 
 
-def database_url(settings: Settings) -> str:
-    """Of this deployment: what its YAML names, or SQLite in its instance's folder."""
-    if settings.database.url is not None:
-        return settings.database.url.get_secret_value()
-    return f"sqlite:///{instance_folder(settings.http.port)}/starserve.db"
+@contextmanager
+def _opened(config: Path | None, other: Path | None) -> Iterator[tuple[Deployment, Engine]]:
+    """The deployment and its database, which is there: looking makes none."""
+    with plainly():
+        meant = deployment(config, other)
+        database = open_database(meant.settings.database.url_in(meant.folder))
+        try:
+            if not _has_ledger(database):
+                what = "this deployment has no ledger yet: `starserve up` makes it"
+                raise SettingsError(f"{what}; {what_there_is()}")
+            yield meant, database
+        except SQLAlchemyError as e:
+            raise SettingsError(f"the database does not answer ({type(e).__name__})") from None
+        finally:
+            database.dispose()
 
 
-def _open(config: Path) -> Engine:
-    try:
-        database = open_database(database_url(load(config)))
-        # SQLite would make an empty file where there is none.
-        missing = database.dialect.name == "sqlite" and not Path(str(database.url.database)).exists()
-        if not missing:
-            with database.connect() as connection:
-                missing = not is_migrated(connection)
-    except SettingsError as e:
-        _refuse(str(e))
-    except SQLAlchemyError as e:
-        _refuse(f"the database does not answer ({type(e).__name__})")
-    if missing:
-        _refuse("this deployment has no ledger yet: `starserve up` makes it")
-    return database
-
-
-def _refuse(sentence: str, status: int = 2) -> NoReturn:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"starserve: {sentence}", markup=False)
-    raise typer.Exit(status)
+def _has_ledger(database: Engine) -> bool:
+    if database.dialect.name == "sqlite" and not Path(str(database.url.database)).exists():
+        return False  # connecting would make an empty file
+    with database.connect() as connection:
+        return is_migrated(connection)
 
 
 def _seconds(day: datetime | None, default: float) -> float:

@@ -1,52 +1,120 @@
-"""A deployment's store for a command, and how commands speak."""
+"""Which deployment a command acts on, and its store.
+
+In this order: the YAML that is named (`--config`, or STARSERVE_CONFIG), the port that is named
+(STARSERVE__HTTP__PORT), the only instance that runs. Where that leaves a doubt the command refuses, and says what there
+is. Looking makes nothing.
+"""
 
 from __future__ import annotations
 
 import getpass
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from serve.deploy.instance import Instance
+from serve.deploy.instance import Instance, Owner, instances
 from serve.errors import ServeError
-from serve.settings import Settings, SettingsError, embedded_config, load
-from serve.tenants.development import make_store
+from serve.manage.telling import refuse
+from serve.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, load
+from serve.tenants.development import make_store, open_store
 from serve.tenants.store import Store
 
-console = Console(highlight=False, soft_wrap=True)
-Config = Annotated[Path, typer.Option("--config", "-c", help="The deployment's YAML; without one, SmolLM2 on this CPU.",
-                                      envvar="STARSERVE_CONFIG", default_factory=embedded_config)]  # fmt: skip
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON list instead of a table.")]
+PORT = f"{ENVIRONMENT_PREFIX}HTTP__PORT"
+Config = Annotated[Path | None, typer.Option(
+    "--config", "-c", envvar="STARSERVE_CONFIG", default_factory=lambda: None, show_default=False,
+    help="The deployment's YAML; without one, the deployment that runs on this machine.")]  # fmt: skip
+ConfigToo = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", default_factory=lambda: None, show_default=False,
+                                                  help="The same as --config.")]  # fmt: skip
 
 
-def say(sentence: str) -> None:
-    console.print(f"starserve: {sentence}", markup=False)
+class Deployment:
+    """What a command acts on: settings, and the instance's folder on this machine."""
+
+    def __init__(self, settings: Settings, is_named: bool) -> None:
+        """`is_named`: by its YAML, so that a command may make what is not there yet."""
+        self.settings, self.is_named = settings, is_named
+        self.instance = Instance(settings.http.port)
+
+    @property
+    def folder(self) -> Path:
+        return self.instance.folder
+
+    def check_served(self) -> None:
+        """SettingsError where a database or secret of this machine, which this deployment has, was never made."""
+        files, url = [self.settings.database.pepper_in(self.folder)], self.settings.database.url_in(self.folder)
+        if url.startswith("sqlite"):
+            files.append(Path(url.removeprefix("sqlite:///").partition("?")[0]))
+        if not all(file.exists() for file in files):
+            raise SettingsError(f"nothing was ever served on port {self.settings.http.port}; {what_there_is()}")
+
+    def open(self, *, makes: bool) -> Store:
+        """The store. `makes`: also one that is not there yet, if the command names the deployment."""
+        if makes and self.is_named:
+            self.instance.make()
+            return make_store(self.settings.database, self.folder)
+        self.check_served()
+        return open_store(self.settings.database, self.folder)
 
 
-def refuse(problem: str) -> NoReturn:
-    for line in problem.splitlines():
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"starserve: {line}", markup=False)
-    raise typer.Exit(2)
+def deployment(
+    config: Path | None, other: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> Deployment:
+    """The one that is meant. `other`: named in another place of the command line. SettingsError: it is in doubt."""
+    if named := one_config(config, other, environment):
+        return Deployment(load(named, environment), True)
+    port = environment.get(PORT)
+    known = [instance for instance in instances(environment) if port in (None, str(instance.port))]
+    meant = known if port else [instance for instance in known if instance.owner()]
+    if len(meant) != 1:
+        what = f"nothing was ever served on port {port}" if port else "which deployment? name its YAML with --config"
+        raise SettingsError(f"{what}; {what_there_is(environment)}")
+    owner, running = meant[0].last_owner(), meant[0].owner()
+    if owner is None:
+        raise SettingsError(f"which deployment is on port {meant[0].port}? name its YAML with --config")
+    given = {**(_given_to(running) if running else {}), **_ours(environment), PORT: str(meant[0].port)}
+    return Deployment(load(Path(owner.config), given), False)
+
+
+def one_config(config: Path | None, other: Path | None, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The YAML that is named as an option or by its place. What is typed wins over the environment."""
+    if config and other and config != other and str(config) != environment.get("STARSERVE_CONFIG"):
+        raise SettingsError(f"two deployments are named, {config} and {other}")
+    return other or config
+
+
+def what_there_is(environment: Mapping[str, str] = os.environ) -> str:
+    """The end of a sentence: which instances run on this machine, and which ran."""
+    known = instances(environment)
+    running = [instance.port for instance in known if instance.owner()]
+    stopped = [instance.port for instance in known if instance.port not in running]
+    of_kind = {"running": running, "stopped": stopped}
+    told = [f"{kind}: {', '.join(map(str, ports))}" for kind, ports in of_kind.items() if ports]
+    return "; ".join(told) or "nothing runs here"
 
 
 @contextmanager
-def opened(config: Path) -> Iterator[tuple[Settings, Instance, Store]]:
-    """The deployment's store, made if it was never started. What goes wrong is said in a sentence; exit status 2."""
-    try:
-        settings = load(config)
-        instance = Instance(settings.http.port)
-        instance.make()
-        store = make_store(settings.database, instance.folder)
+def opened(
+    config: Path | None, *, makes: bool = False, other: Path | None = None
+) -> Iterator[tuple[Deployment, Store]]:
+    """The deployment and its store. What goes wrong is said in a sentence; exit status 2."""
+    with plainly():
+        meant = deployment(config, other)
+        store = meant.open(makes=makes)
         try:
-            yield settings, instance, store
+            yield meant, store
         finally:
             store.close()
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """What cannot be done, as a sentence instead of a traceback."""
+    try:
+        yield
     except (SettingsError, ServeError) as e:
         refuse(str(e))
     except UnicodeEncodeError:
@@ -60,29 +128,14 @@ def actor() -> str:
     return f"command line: {getpass.getuser()}"
 
 
-def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """Rows as a table of some columns, or whole as JSON."""
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    table = Table(box=None, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=column.endswith("_id"), overflow="fold")
-    for row in rows:
-        table.add_row(*(words(row[column]) for column in columns))
-    console.print(table, markup=False)
+def _given_to(owner: Owner) -> dict[str, str]:
+    """The settings that a running supervisor got by its environment."""
+    try:
+        raw = Path(f"/proc/{owner.pid}/environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return {}
+    return _ours(dict(pair.split("=", 1) for pair in raw.split("\0") if "=" in pair))
 
 
-def words(value: Any) -> str:
-    """A value of a row for people."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {words(inside)}" for name, inside in value.items()) or "–"
-    if isinstance(value, tuple):
-        return " → ".join(words(inside) for inside in value)
-    if isinstance(value, list):
-        return ", ".join(words(inside) for inside in value) or "none"
-    return f"{value:.15g}" if isinstance(value, float) else str(value)
+def _ours(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(ENVIRONMENT_PREFIX)}

@@ -9,7 +9,8 @@ import typer
 
 from serve.manage import keys_command
 from serve.manage.fields import Band, Ceiling, Expires, Limit, Models, Scopes, Weight, given, is_any
-from serve.manage.opening import AsJson, Config, actor, console, opened, refuse, say, show, words
+from serve.manage.opening import Config, actor, opened
+from serve.manage.telling import AsJson, console, refuse, say, show, words
 from serve.tenants import importing
 from serve.tenants.given import Given, KeyGiven, OrganisationGiven, TenantGiven
 from serve.tenants.showing import shown
@@ -29,14 +30,14 @@ def list_tenants(
     as_json: AsJson = False,
 ) -> None:
     """The tenants that there are."""
-    with opened(config) as (_, _, store):
+    with opened(config) as (_, store):
         show([shown(row) for row in store.page("tenant", organisation)], _COLUMNS, as_json)
 
 
 @cli.command()
 def create_organisation(config: Config, organisation: Id, limit: Limit = None) -> None:
     """Make an organisation: its limits hold for all its tenants together."""
-    with opened(config) as (_, _, store):
+    with opened(config, makes=True) as (_, store):
         fields = given(OrganisationGiven, limits=limit)
         with store.acting(actor()) as acts:
             acts.create_organisation(organisation, fields)
@@ -55,7 +56,7 @@ def create(
     ceiling: Ceiling = None,
 ) -> None:
     """Make a tenant. It has no key yet."""
-    with opened(config) as (_, _, store):
+    with opened(config, makes=True) as (_, store):
         fields = given(TenantGiven, weight=weight, band=band, models=models, limits=limit, ceilings=ceiling)
         with store.acting(actor()) as acts:
             acts.create_tenant(tenant, organisation, fields)
@@ -65,7 +66,7 @@ def create(
 @cli.command(name="show")
 def show_one(config: Config, object_id: Id, kind: Kind = "tenant", as_json: AsJson = False) -> None:
     """All that is known of one tenant, organisation or key."""
-    with opened(config) as (_, _, store):
+    with opened(config) as (_, store):
         told = shown(store.get(kind, object_id))
         if as_json:
             return show([told], (), as_json)
@@ -92,7 +93,7 @@ def set_fields(
     if not is_any(options.values()):
         refuse("set: nothing was given to change")
     models_of: dict[Level, type[Given]] = {"organisation": OrganisationGiven, "tenant": TenantGiven, "key": KeyGiven}
-    with opened(config) as (_, _, store):
+    with opened(config, makes=True) as (_, store):
         fields = given(models_of[kind], **options)
         with store.acting(actor()) as acts:
             acts.change(kind, object_id, fields)
@@ -114,7 +115,7 @@ def resume(config: Config, object_id: Id, kind: Kind = "tenant") -> None:
 @cli.command()
 def remove(config: Config, object_id: Id, kind: Kind = "tenant") -> None:
     """End it and all below it for good. Its usage stays in the ledger, and its id is never given again."""
-    with opened(config) as (_, _, store):
+    with opened(config, makes=True) as (_, store):
         with store.acting(actor()) as acts:
             acts.remove(kind, object_id)
         say(f"removed the {kind} {object_id} and {len(acts.told) - 1} below it")
@@ -130,7 +131,7 @@ def import_file(
 
     The text of each new key is printed once.
     """
-    with opened(config) as (_, _, store):
+    with opened(config, makes=True) as (_, store):
         wanted = importing.read(file.read_bytes())
         imported = importing.apply(store, wanted, actor(), prune, say)
         for line in imported.done:
@@ -153,15 +154,15 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Who did what, and when."""
-    with opened(config) as (_, _, store):
+    with opened(config) as (_, store):
         rows = [shown(row) for row in store.audit(object_id, None, most)]
         if not as_json:
             rows = [{**row, "changes": {n: tuple(pair) for n, pair in row["changes"].items()}} for row in rows]
         show(rows, ("at", "actor", "act", "level", "object_id", "changes"), as_json)
 
 
-def _suspend(config: Path, kind: Level, object_id: str, suspended: bool) -> None:
-    with opened(config) as (_, _, store):
+def _suspend(config: Path | None, kind: Level, object_id: str, suspended: bool) -> None:
+    with opened(config, makes=True) as (_, store):
         with store.acting(actor()) as acts:
             (acts.suspend if suspended else acts.resume)(kind, object_id)
         say(f"{'suspended' if suspended else 'resumed'} the {kind} {object_id}" if acts.told else "it was so already")

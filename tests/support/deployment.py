@@ -47,7 +47,7 @@ class Deployment:
 
     def ledger(self, *arguments: str) -> str:
         """`starserve ledger …` of this deployment."""
-        return self._command("ledger", *arguments, str(self.stack.config))
+        return self._command("ledger", *arguments, "-c", str(self.stack.config))
 
     def _command(self, *words: str) -> str:
         whole = [sys.executable, "-m", "serve", *words]

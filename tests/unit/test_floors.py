@@ -12,9 +12,9 @@ from tests.support.tiers import TIERS
 
 ROOT = Path(__file__).parent.parent.parent / "serve"
 FLOORS = (
-    {"words", "errors", "eight_bits"},
+    {"words", "errors", "eight_bits", "gpus"},
     {"services", "limit_settings", "model_settings", "settings", "fim", "prompts", "schemas", "plan", "fairshare",
-     "rights", "limits", "lengths", "affinity", "refused", "made", "threads", "telling"},
+     "rights", "limits", "lengths", "affinity", "refused", "made", "threads", "telling", "lines", "draining"},
     {"starcoder", "database", "migrations"},
     {"tokens", "tenants", "limitstore", "ledger", "weights", "logs", "tracing", "engines"},
     {"answers", "jobs", "restoring", "renewing"},
@@ -23,7 +23,7 @@ FLOORS = (
     {"wire"},
     {"app", "admin"},
     {"deploy"},
-    {"check", "bench", "manage", "ledger_command"},
+    {"check", "bench", "manage"},
     {"__main__"},
 )  # fmt: skip
 WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker", "opened"],
@@ -46,9 +46,10 @@ WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker", "opened"]
           "starcoder": ["__init__", "worker", "model", "rank"],
           "wire": ["bodies", "fields", "sampling", "counted", "parse", "logprobs", "openai", "large", "sse", "docs",
                    "usage", "api", "admin"],
-          "manage": ["opening", "fields", "keys_command", "tenants_command", "admin_command"],
-          "deploy": ["haproxy", "loopback", "handle", "instance", "environment", "metrics",
-                     "replica_choice", "deployments", "local"]}  # fmt: skip
+          "manage": ["telling", "opening", "fields", "ledger_command", "keys_command", "tenants_command",
+                     "admin_command"],
+          "deploy": ["haproxy", "loopback", "handle", "leftovers", "instance", "environment", "metrics", "placing",
+                     "replica_choice", "deployments", "driver", "local"]}  # fmt: skip
 ROOMS_OF = {
     "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py", "engines/polling.py",
                                "engines/arguments.py", "starcoder"},
@@ -58,7 +59,7 @@ ROOMS_OF = {
     "safetensors": {"weights/pickles.py"},
     "transformers": {"weights/package.py", "bench/static_run.py", "bench/tiny_model.py"},
     "opentelemetry": {"tracing.py"},
-    "sqlalchemy": {"database.py", "migrations", "tenants", "ledger", "ledger_command.py",
+    "sqlalchemy": {"database.py", "migrations", "tenants", "ledger", "manage/ledger_command.py",
                    "bench/ledger.py"},
     "alembic": {"database.py", "migrations"},
     "redis": {"limitstore"},

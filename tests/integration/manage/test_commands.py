@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from serve.__main__ import cli
 from serve.services import Database
+from serve.settings import embedded_config
 from serve.tenants.development import open_store
 from tests.support.people import router
 from tests.support.stack import free_port, wait_for
@@ -37,6 +38,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The instance's folder: a short one, for the sockets in it."""
     with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
         monkeypatch.setenv("STARSERVE_STATE", folder)
+        monkeypatch.setenv("STARSERVE_CONFIG", str(embedded_config()))
         monkeypatch.setenv("COLUMNS", "200")
         yield Path(folder) / "8000"
 
@@ -98,18 +100,35 @@ def test_a_file_is_imported_once_and_its_secrets_are_shown_once(starserve: Say, 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [(("create", "nobody", "web"), "there is no organisation nobody"),
-     (("show", "nobody"), "there is no tenant nobody"),
+     (("suspend", "nobody"), "there is no tenant nobody"),
      (("set", "web"), "nothing was given"),
      (("create-organisation", "acme", "--limit", "token_per_day=1"), "did you mean `tokens_per_day`"),
      (("create-organisation", "acme", "--limit", "tokens_per_day"), "tokens_per_day=NUMBER"),
      (("create-organisation", "Not An Id"), "id: "),
      (("import", "/nowhere.yaml"), "/nowhere.yaml: No such file"),
-     (("list", "--config", "/nowhere.yaml"), "/nowhere.yaml: No such file")],
+     (("list", "--config", "/nowhere.yaml"), "/nowhere.yaml: No such file"),
+     (("list",), "nothing was ever served on port 8000; nothing runs here")],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_in_a_sentence(starserve: Say, words: tuple[str, ...], sentence: str) -> None:
     refused = starserve("tenants", *words, fails=True)
     assert sentence in refused.stderr
     assert "Traceback" not in refused.output
+
+
+def test_rows_are_whole_words_however_narrow_the_terminal_is(starserve: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    starserve("tenants", "create-organisation", "acme")
+    name = "a-tenant-with-a-name-of-forty-letters-xx"
+    starserve("tenants", "create", "acme", name, "--models", "smollm2-135m-instruct,another", "--band", "interactive")
+    wide = starserve("tenants", "list").stdout.splitlines()
+    assert wide[0].split() == ["tenant_id", "organisation_id", "weight", "band", "models", "suspended"]  # no limits
+    assert len(wide) == 2
+    for columns in ("80", "20"):
+        monkeypatch.setenv("COLUMNS", columns)
+        rows = [line.split(maxsplit=1) for line in starserve("tenants", "list").stdout.splitlines() if line]
+        assert dict(rows) == {
+            "tenant_id": name, "organisation_id": "acme", "weight": "1", "band": "interactive",
+            "models": "another, smollm2-135m-instruct", "suspended": "no",
+        }  # fmt: skip
 
 
 def test_the_admin_api_has_a_port_and_a_token_of_its_own(starserve: Say, home: Path) -> None:
