@@ -250,3 +250,12 @@ def test_a_time_outside_the_calendar_that_was_stored_before_does_not_close_the_l
         acts._rows.change("key", key.key_id, {"expires_at": 253_402_318_799.0})
     (row,) = store.page("key")
     assert shown(row)["expires_at"] == "9999-12-31T23:59:59+00:00"
+
+
+def test_an_audit_shows_a_time_as_a_time(store: Store) -> None:
+    with store.acting("tester") as acts:
+        acts.create_organisation("acme", OrganisationGiven())
+        acts.create_tenant("web", "acme", TenantGiven())
+        acts.create_key("web", fields.given(KeyGiven, name="ci", expires_at="2031-01-01T00:00:00Z"))
+    (newest,) = store.audit(most=1)
+    assert shown(newest)["changes"]["expires_at"] == [None, "2031-01-01T00:00:00+00:00"]
