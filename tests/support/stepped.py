@@ -138,6 +138,7 @@ async def _until_death(replica: Replica, job: Job) -> AsyncGenerator[Event, None
     try:
         while True:
             reading = asyncio.ensure_future(anext(stream))
+            reading.add_done_callback(lambda read: read.cancelled() or read.exception())  # also where nobody asks
             try:
                 either: set[asyncio.Future[Any]] = {reading, replica.death}
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -75,9 +75,22 @@ WHICH = st.integers(0, 5)
 ASKS = st.builds(Ask, st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 2), st.integers(1, 3),
                  st.booleans())  # fmt: skip
 STEPS = st.builds(Step, WHICH, st.integers(0, 40))
-ENDS = st.builds(Refuse, WHICH, st.integers(0, 2)) | st.builds(Fail, WHICH, st.integers(0, 1)) | st.builds(Leave, WHICH)
-ACTS = st.one_of(ASKS, ASKS, STEPS, STEPS, STEPS, ENDS, st.builds(Move, WHICH), st.builds(Kill, st.integers(0, 1)))
-PLAYS = st.builds(lambda first, others: [first, *others], ASKS, st.lists(ACTS, max_size=24))
+KINDS: tuple[st.SearchStrategy[Act], ...] = (
+    ASKS,
+    ASKS,
+    STEPS,
+    STEPS,
+    STEPS,
+    st.builds(Refuse, WHICH, st.integers(0, 2)),
+    st.builds(Refuse, WHICH, st.integers(0, 2)),
+    st.builds(Fail, WHICH, st.integers(0, 1)),
+    st.builds(Leave, WHICH),
+    st.builds(Leave, WHICH),
+    st.builds(Move, WHICH),
+    st.builds(Kill, st.integers(0, 1)),
+)
+ACTS = st.sampled_from(KINDS).flatmap(lambda kind: kind)
+PLAYS = st.builds(lambda first, others: [first, *others], ASKS, st.lists(ACTS, min_size=6, max_size=24))
 
 
 class Play:
