@@ -34,8 +34,8 @@ def test_several_processes_may_bring_the_schema_up_to_date_at_once(url: str) -> 
         engine.dispose()
 
 
-def test_a_schema_that_this_version_does_not_know_is_left_alone(url: str) -> None:
-    engine = open_database(url)
+def test_a_schema_that_this_version_does_not_know_is_left_alone(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/starserve.db")
     migrate(engine)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0099'"))

@@ -39,7 +39,7 @@ def test_a_full_disk_is_told_once_and_loses_nothing(
 def test_a_full_disk_under_journal_database_and_log_ends_nothing_and_heals(
     make: MakeLedger, database: sa.Engine, said: list[str]
 ) -> None:
-    full = threading.Event()
+    full, on_it = threading.Event(), database.dialect.name == "sqlite"
 
     def say(sentence: str) -> None:
         if full.is_set():
@@ -56,7 +56,7 @@ def test_a_full_disk_under_journal_database_and_log_ends_nothing_and_heals(
             one.opened(record := a_record(i, outcome="done"))
             one.closed(record)
         ends = time.monotonic() + 10
-        while not (one.counters().waiting and one.counters().outage_s):
+        while not one.counters().waiting or (on_it and not one.counters().outage_s):
             assert time.monotonic() < ends
             time.sleep(0.01)
         assert not one.flush(0.3)
@@ -66,8 +66,9 @@ def test_a_full_disk_under_journal_database_and_log_ends_nothing_and_heals(
     assert {row["outcome"] for row in stored(database).values()} == {"done"}
     assert len(stored(database)) == 50
     said_of = "\n".join(said)
-    for sentence in ("does not answer (OperationalError", "takes rows again", "journal cannot be written"):
-        assert said_of.count(sentence) == 1
+    assert said_of.count("journal cannot be written") == 1
+    for sentence in ("does not answer (OperationalError", "takes rows again"):
+        assert said_of.count(sentence) == on_it
 
 
 def test_trouble_with_the_ledgers_own_files_is_not_told_as_the_databases(

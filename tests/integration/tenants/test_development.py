@@ -42,7 +42,7 @@ def test_of_first_starts_at_once_one_makes_the_pepper_and_the_key_and_all_others
 ) -> None:
     key = tmp_path / "development.key"
     key.write_text("of a database that is gone")
-    together = threading.Barrier(4)
+    together = threading.Barrier(4, timeout=20)
 
     def start(_: int) -> bool:
         together.wait()
@@ -62,7 +62,7 @@ def test_of_first_starts_at_once_one_makes_the_pepper_and_the_key_and_all_others
 
 
 def test_a_secret_is_made_once_whoever_else_makes_it(tmp_path: Path) -> None:
-    together = threading.Barrier(8)
+    together = threading.Barrier(8, timeout=20)
 
     def make(number: int) -> str:
         together.wait()
