@@ -16,6 +16,7 @@ from serve.words import Level, Tenant
 # What the ledger knows of this day's tokens and this month's cost of a tenant's key, itself, or its organisation.
 Spent = Callable[[Tenant, Level], Awaitable[tuple[int, int]]]
 
+ONCE_MORE_S = 30.0  # after the first reading: rows of a dead router, or of others, may have come in behind it
 _AT_ONCE = 2  # readings of the ledger: it has others to answer
 _NOT_SOONER_S = 1.0  # after one that came in: where two clocks are days apart, a store takes none
 _AGAIN_S = (0.5, 2.0, 5.0, 10.0)  # after so many that failed; the last one for ever
@@ -25,8 +26,8 @@ _AWAY_S = 0.5  # after one that failed nobody else asks
 class Restorer:
     """Asks once per account at a time. No request waits for it."""
 
-    def __init__(self, limits: LimitStore, spent: Spent) -> None:
-        self._limits, self._spent = limits, spent
+    def __init__(self, limits: LimitStore, spent: Spent, once_more_s: float = ONCE_MORE_S) -> None:
+        self._limits, self._spent, self._once_more_s = limits, spent, once_more_s
         self._asked = set[tuple[Level, str]]()
         self._turn, self._away_until_s = asyncio.Semaphore(_AT_ONCE), 0.0
         self._doing = set[asyncio.Task[None]]()
@@ -36,25 +37,28 @@ class Restorer:
         for level, account_id, _ in hold.tenant.limits:
             if level in hold.unknown and (level, account_id) not in self._asked:
                 self._asked.add((level, account_id))
-                self._try(hold, level, account_id, 0)
+                self._try(hold, level, account_id)
 
     async def quiet(self, patience_s: float = 2.0) -> None:
         """Return when nothing is under way, or after a while: a router that ends does not wait for a lost database."""
         if self._doing:
             await asyncio.wait(set(self._doing), timeout=patience_s)
 
-    def _try(self, hold: Hold, level: Level, account_id: str, failed: int) -> None:
-        task = asyncio.ensure_future(self._restore(hold, level, account_id, failed))
+    def _try(self, hold: Hold, level: Level, account_id: str, failed: int = 0, is_second: bool = False) -> None:
+        task = asyncio.ensure_future(self._restore(hold, level, account_id, failed, is_second))
         self._doing.add(task)
         task.add_done_callback(self._doing.discard)
 
-    async def _restore(self, hold: Hold, level: Level, account_id: str, failed: int) -> None:
+    async def _restore(self, hold: Hold, level: Level, account_id: str, failed: int, is_second: bool) -> None:
         later = asyncio.get_running_loop().call_later
         async with self._turn:
-            if time.monotonic() >= self._away_until_s and await self._is_restored(hold, level):
-                later(_NOT_SOONER_S, self._asked.discard, (level, account_id))
-                return
-        later(_AGAIN_S[min(failed, len(_AGAIN_S) - 1)], self._try, hold, level, account_id, failed + 1)
+            is_restored = time.monotonic() >= self._away_until_s and await self._is_restored(hold, level)
+        if not is_restored:
+            again_s = _AGAIN_S[min(failed, len(_AGAIN_S) - 1)]
+            later(again_s, self._try, hold, level, account_id, failed + 1, is_second)
+        elif not is_second:
+            later(_NOT_SOONER_S, self._asked.discard, (level, account_id))
+            later(self._once_more_s, self._try, hold, level, account_id, 0, True)
 
     async def _is_restored(self, hold: Hold, level: Level) -> bool:
         try:

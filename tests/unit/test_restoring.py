@@ -23,7 +23,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.asked, self.most_at_once, self.away = list[tuple[str, Level]](), 0, False
-        self._now = 0
+        self._now, self.tokens = 0, 99
         self.goes_on = asyncio.Event()
         self.goes_on.set()
 
@@ -35,7 +35,7 @@ class Ledger:
         self._now -= 1
         if self.away:
             raise OSError
-        return 99, 0
+        return self.tokens, 0
 
 
 async def test_a_budget_is_not_spent_again_though_the_first_reading_was_lost_on_its_way() -> None:
@@ -92,3 +92,18 @@ async def test_while_the_database_is_away_nothing_is_under_way_and_each_account_
     await restorer.quiet()
     with pytest.raises(QuotaExhausted):
         await store.reserve("full", WHO, need())
+
+
+async def test_rows_that_reach_the_ledger_after_the_first_reading_count_too() -> None:
+    """As those of a router that died, which another one ships a moment later."""
+    store, ledger = MemoryLimitStore(), Ledger()
+    restorer, ledger.tokens = Restorer(store, ledger.spent, once_more_s=0.05), 10
+    restorer.begin(await store.reserve("a", WHO, need(1, 1)))
+    await restorer.quiet()
+    ledger.tokens = 99
+    await store.reserve("b", WHO, need(1, 1))
+    await asyncio.sleep(0.1)
+    await restorer.quiet()
+    with pytest.raises(QuotaExhausted):
+        await store.reserve("full", WHO, need())
+    assert len(ledger.asked) == 4  # two levels, twice each and then never again
