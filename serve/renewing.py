@@ -8,7 +8,7 @@ from collections.abc import Callable
 from serve.limitstore.base import Hold, LimitStore, StoreLost
 from serve.telling import Teller
 
-_AT_ONCE = 100  # holds in one call: some milliseconds of the store's time and of the loop's
+_AT_ONCE = 50  # holds in one call: some milliseconds of the store's time and of the loop's
 
 
 class Renewals:
