@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from serve.lines import Counts, Lines, SharedFile, Stream
+from serve.lines import MOST_WAITING, Counts, Lines, SharedFile, Stream
 from serve.words import Record
 
 Style = Literal["json", "text"]
@@ -24,9 +24,9 @@ REQUESTS = "requests.log"  # in the folder of an instance
 MOST_BYTES, OLDER = 64 << 20, 4  # of the file that is written to, and full ones that are kept
 
 
-def request_lines(folder: Path, style: Style) -> Lines:
-    """The file of requests in an instance's folder."""
-    return Lines(SharedFile(folder / REQUESTS, MOST_BYTES, OLDER), partial(_lost, style))
+def request_lines(folder: Path, style: Style, most: int = MOST_WAITING) -> Lines:
+    """The file of requests in an instance's folder. `most`: lines that wait in memory while it cannot be written."""
+    return Lines(SharedFile(folder / REQUESTS, MOST_BYTES, OLDER), partial(_lost, style), most)
 
 
 def write_line(line: str) -> None:

@@ -26,6 +26,7 @@ from serve.weights.manifest import prepared_folder
 STARTING_RAY = "1/3 starting Ray"
 READY = "ready"
 SETTLE_S = 22.0  # for routers to write down what they did, after the answers' own time
+FIND_ROUTERS_S = 3.0
 _ASKED_EVERY_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
@@ -133,12 +134,23 @@ class Driver:
 
     def _end_answers(self, router: Any) -> None:
         """Every router lets in nothing new, ends its answers and writes down what they cost."""
-        within_s = self._settings.router.stop_s
         try:
-            cut = router.broadcast("stop", within_s).results(timeout_s=within_s + SETTLE_S)
-            print(f"stopped: {sum(cut)} answers were cut", flush=True)
+            print(f"stopped: {sum(self._asked_to_stop(router))} answers were cut", flush=True)
         except Exception as e:  # a router that is gone has nothing to end
             print(f"stopped: a router did not say that it has ended ({type(e).__name__})", flush=True)
+
+    def _asked_to_stop(self, router: Any) -> list[int]:
+        """What each router says. A handle that was not used yet learns within a moment which routers there are."""
+        from ray.serve.exceptions import DeploymentUnavailableError
+
+        within_s, until = self._settings.router.stop_s, time.monotonic() + FIND_ROUTERS_S
+        while True:
+            try:
+                return list(router.broadcast("stop", within_s).results(timeout_s=within_s + SETTLE_S))
+            except DeploymentUnavailableError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
 
 
 def _beside(act: Callable[[], Any]) -> Future[Any]:
