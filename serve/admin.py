@@ -6,7 +6,8 @@ from fastapi import FastAPI
 
 from serve.tenants.store import Store
 from serve.wire.admin import AdminApi, Credential
-from serve.wire.api import RequestIds, install_errors
+from serve.wire.api import install_errors
+from serve.wire.middleware import RequestIds
 from serve.wire.usage import UsageOf
 from serve.words import Secret
 

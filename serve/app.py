@@ -34,8 +34,9 @@ from serve.tenants.directory import Tenants
 from serve.threads import Threads
 from serve.tokens import Vocabulary
 from serve.tracing import Traces
-from serve.wire.api import Api, RequestIds, install_errors
+from serve.wire.api import Api, install_errors
 from serve.wire.docs import install_docs
+from serve.wire.middleware import RequestIds
 from serve.wire.openai import licence_of
 from serve.words import Level, Tenant
 

@@ -13,6 +13,7 @@ ServeError
 ├── BodyTooSlow           408 request_timeout
 ├── Conflict              409 conflict             it exists already, or is not in a state for that
 ├── BodyTooLarge          413 body_too_large
+├── UnsupportedCoding     415 unsupported_encoding  a Content-Encoding that this server does not read
 ├── QueueFull             429 queue_full           too much of this tenant waits already
 ├── Overloaded            503 overloaded           too much of everybody waits already
 ├── QueueTimeout          503 queue_timeout        it waited for its turn for as long as it may
@@ -130,6 +131,10 @@ class Conflict(ServeError):
 
 class BodyTooLarge(ServeError):
     status, type, code, outcome = 413, "invalid_request_error", "body_too_large", "refused"
+
+
+class UnsupportedCoding(ServeError):
+    status, type, code, outcome = 415, "invalid_request_error", "unsupported_encoding", "refused"
 
 
 class QueueFull(ServeError):

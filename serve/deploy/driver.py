@@ -83,7 +83,7 @@ class Driver:
             num_cpus=max(os.cpu_count() or 1, int(cores + 1)),
             object_store_memory=128 << 20,
             include_dashboard=False,
-            runtime_env={"worker_process_setup_hook": "serve.deploy.loopback.bind_replicas"},
+            runtime_env={"worker_process_setup_hook": "serve.deploy.worker.set_up"},
             _metrics_export_port=int(os.environ[METRICS_PORT]),
             _temp_dir=str(self._instance.folder / "ray"),
             _node_ip_address="127.0.0.1",

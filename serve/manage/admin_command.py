@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from functools import partial
+from typing import Any
 
 import uvicorn
 
@@ -13,6 +14,7 @@ from serve.ledger.usage import usage
 from serve.manage.opening import Config, ConfigToo, opened
 from serve.manage.telling import refuse, say
 from serve.tenants.development import make_secret
+from serve.wire.protocol import HttpProtocol
 
 
 def admin(other: ConfigToo, config: Config) -> None:
@@ -29,6 +31,7 @@ def admin(other: ConfigToo, config: Config) -> None:
         app = build_admin(store, token, partial(usage, ledger), settings.currency)
         say(f"admin API on http://{settings.admin.host}:{settings.admin.port}/admin/v1, its token in {token_file}")
         try:
-            uvicorn.run(app, host=settings.admin.host, port=settings.admin.port, log_level="warning", access_log=False)
+            where: dict[str, Any] = {"host": settings.admin.host, "port": settings.admin.port}
+            uvicorn.run(app, **where, http=HttpProtocol, ws="none", log_level="warning", access_log=False)
         finally:
             ledger.dispose()

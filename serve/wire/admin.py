@@ -15,18 +15,20 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, ValidationError
 
-from serve.errors import BadRequest, BodyTooLarge, NotFound, Unauthorized
+from serve.errors import BadRequest, NotFound, Unauthorized
 from serve.tenants.given import Given, Id, KeyGiven, OrganisationGiven, TenantGiven, explained
 from serve.tenants.rows import NewKey
 from serve.tenants.showing import shown
 from serve.tenants.store import Store
 from serve.threads import Threads
+from serve.wire.body import read_body
 from serve.wire.usage import UsageOf, everybodys_page, once, report_threads
 from serve.words import Level, Secret
 
 ACTOR = "admin API"
 MOST = 1000  # objects on one page
 _BODY_BYTES = 1 << 16
+_BODY_TIMEOUT_S = 30.0
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _PLURAL: dict[Level, str] = {"organisation": "organisations", "tenant": "tenants", "key": "keys"}
 _GIVEN: dict[Level, type[Given]] = {"organisation": OrganisationGiven, "tenant": TenantGiven, "key": KeyGiven}
@@ -203,13 +205,9 @@ class Credential:
 
 
 async def _body(request: Request, model: type[_M]) -> _M:
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > _BODY_BYTES:
-            raise BodyTooLarge(f"the body is larger than {_BODY_BYTES} bytes")
+    raw = await read_body(request, _BODY_BYTES, _BODY_TIMEOUT_S, asyncio.to_thread)
     try:
-        return model.model_validate_json(bytes(raw) or b"{}")
+        return model.model_validate_json(raw or b"{}")
     except ValidationError as e:
         raise explained(e, model) from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -18,21 +17,20 @@ from starlette.requests import ClientDisconnect
 from serve.answers import collect
 from serve.errors import (
     BadRequest,
-    BodyTooLarge,
-    BodyTooSlow,
-    InternalError,
     MethodNotAllowed,
     NotFound,
     ServeError,
 )
 from serve.request import Corridor
 from serve.rights import check_scope, may_use
-from serve.settings import Caps, Settings
+from serve.settings import Settings
 from serve.tenants.directory import Tenants
 from serve.threads import Threads
 from serve.wire import large
 from serve.wire.bodies import BODIES
+from serve.wire.body import read_body
 from serve.wire.docs import described
+from serve.wire.middleware import Failures, Heads, allowed_methods
 from serve.wire.openai import Reply, model_card
 from serve.wire.parse import parse
 from serve.wire.sse import EventStream, left_before
@@ -48,7 +46,6 @@ PATHS: dict[Form, str] = {
     "fim": "/v1/fim/completions",
 }  # fmt: skip
 _PREFIX: dict[Form, str] = {"instruct": "instruct", "completion": "cmpl", "chat": "chatcmpl", "fim": "fim"}
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
 
 
 class Api:
@@ -81,9 +78,6 @@ class Api:
         router.add_api_route("/v1/usage", self.usage, methods=["GET"], response_model=None)
         router.add_api_route("/health", self.health, methods=["GET"], response_model=None)
         router.add_api_route("/health/live", self.live, methods=["GET"], response_model=None)
-        for path in ("/health", "/health/live"):  # probes send HEAD; the schema need not list it twice
-            call = self.health if path == "/health" else self.live
-            router.add_api_route(path, call, methods=["HEAD"], response_model=None, include_in_schema=False)
         return router
 
     def _generation(self, form: Form) -> Any:
@@ -96,7 +90,7 @@ class Api:
                 record.organisation_id = tenant.organisation_id
                 check_scope(tenant, "generate")
                 refused.check(tenant)  # a flood of refusals should cost little
-                body = await _body(request, self._caps)
+                body = await self._body(request, tenant)
                 ask = await self._ask(form, body, request.path_params.get("model_id"), tenant)
                 served = self._corridor.find(ask.model, tenant)
             except ServeError as e:
@@ -135,6 +129,10 @@ class Api:
             return JSONResponse(reply.whole(events), 200, headers)
         body = await self._pool.run(tenant.tenant_id, large.whole, reply, events)
         return Response(body, 200, headers, "application/json")
+
+    async def _body(self, request: Request, tenant: Tenant) -> bytes:
+        run = partial(self._pool.run, tenant.tenant_id)
+        return await read_body(request, self._caps.body_bytes, self._caps.body_timeout_s, run)
 
     async def _ask(self, form: Form, body: bytes, model: str | None, tenant: Tenant) -> Ask:
         # A small body is read within a millisecond, unless it brings a schema, whose name may be written with escapes.
@@ -185,7 +183,7 @@ class Api:
 
 
 def install_errors(app: FastAPI) -> None:
-    """Every answer carries X-Request-Id; every error has OpenAI's shape."""
+    """Every error has OpenAI's shape; HEAD is answered wherever GET is."""
 
     async def serve_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServeError)
@@ -194,12 +192,11 @@ def install_errors(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        if error.status_code == 405:
-            return await serve_error(request, MethodNotAllowed("this route does not take this method"))
-        return await serve_error(request, NotFound("there is no such route; /docs lists them"))
-
-    async def any_error(request: Request, error: Exception) -> Response:
-        return await serve_error(request, InternalError("something went wrong in the server"))
+        if error.status_code != 405:
+            return await serve_error(request, NotFound("there is no such route; /docs lists them"))
+        refusal = MethodNotAllowed("this route does not take this method")
+        refusal.headers = {"Allow": ", ".join(allowed_methods(request))}
+        return await serve_error(request, refusal)
 
     async def left(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it, and a client that leaves is no error of ours
@@ -207,32 +204,8 @@ def install_errors(app: FastAPI) -> None:
     app.add_exception_handler(ServeError, serve_error)
     app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, any_error)
-
-
-class RequestIds:
-    """ASGI middleware: takes the client's X-Request-Id if it is printable and short, else makes one; echoes it.
-
-    Without `echo` whoever stands in front of us echoes it, as Ray Serve's plain proxy does.
-    """
-
-    def __init__(self, app: Any, echo: bool) -> None:
-        self._app, self._echo = app, echo
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)  # type: ignore[no-any-return]
-        given = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"x-request-id"), "")
-        request_id = given if _REQUEST_ID.match(given) else f"req-{secrets.token_hex(12)}"
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def sending(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = [(k, v) for k, v in message["headers"] if k.lower() != b"x-request-id"]
-                message = {**message, "headers": [*headers, (b"x-request-id", request_id.encode())]}
-            await send(message)
-
-        await self._app(scope, receive, sending if self._echo else send)
+    app.add_middleware(Heads)
+    app.add_middleware(Failures)
 
 
 async def _first(events: AsyncGenerator[Event, None]) -> Event:
@@ -241,21 +214,3 @@ async def _first(events: AsyncGenerator[Event, None]) -> Event:
     except BaseException:
         await events.aclose()
         raise
-
-
-async def _body(request: Request, caps: Caps) -> bytes:
-    """Read the body; one that is too large is refused before it is held, one that trickles in after a while."""
-    refusal = BodyTooLarge(f"the body is larger than {caps.body_bytes} bytes")
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > caps.body_bytes:
-        raise refusal
-    body = bytearray()
-    try:
-        async with asyncio.timeout(caps.body_timeout_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > caps.body_bytes:
-                    raise refusal
-    except TimeoutError:
-        raise BodyTooSlow(f"the body did not come within {caps.body_timeout_s:g} s") from None
-    return bytes(body)

@@ -45,11 +45,11 @@ WITHIN = {"limitstore": ["base", "book", "memory", "redis", "breaker", "opened"]
                       "following", "showing", "importing", "development"],
           "starcoder": ["__init__", "worker", "model", "rank"],
           "wire": ["bodies", "fields", "sampling", "counted", "parse", "logprobs", "openai", "large", "sse", "docs",
-                   "usage", "api", "admin"],
+                   "usage", "protocol", "codings", "body", "cors", "middleware", "api", "admin"],
           "manage": ["telling", "opening", "fields", "ledger_command", "keys_command", "tenants_command",
                      "admin_command"],
-          "deploy": ["haproxy", "loopback", "handle", "leftovers", "instance", "environment", "metrics", "placing",
-                     "replica_choice", "deployments", "driver", "local"]}  # fmt: skip
+          "deploy": ["haproxy", "loopback", "worker", "handle", "leftovers", "instance", "environment", "metrics",
+                     "placing", "replica_choice", "deployments", "driver", "local"]}  # fmt: skip
 ROOMS_OF = {
     "ray": {"deploy"}, "vllm": {"engines/vllm.py", "engines/warm.py", "engines/polling.py",
                                "engines/arguments.py", "starcoder"},
