@@ -35,6 +35,7 @@ from serve.threads import Threads
 from serve.tokens import Vocabulary
 from serve.tracing import Traces
 from serve.wire.api import Api, install_errors
+from serve.wire.cors import Cors
 from serve.wire.docs import install_docs
 from serve.wire.middleware import RequestIds
 from serve.wire.openai import licence_of
@@ -107,6 +108,8 @@ def build(
     app.include_router(Api(corridor, tenants, pool, settings, usage_of).router())
     install_docs(app)
     install_errors(app)
+    if settings.http.cors_origins:
+        app.add_middleware(Cors, origins=settings.http.cors_origins)
     app.add_middleware(RequestIds, echo=settings.http.proxy == "haproxy")
     app.add_middleware(corridor.draining.counting)
     return Router(app, accounts, limits, partial(_stop, corridor.draining, accounts, ledger))

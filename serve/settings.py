@@ -22,6 +22,8 @@ from serve.services import Admin, Database, Frozen
 
 ENVIRONMENT_PREFIX = "STARSERVE__"
 LONGEST_INSTANCE_FOLDER = 25  # characters
+# As browsers write it: scheme, host, and a port that is not the scheme's own. HAProxy's file holds it word by word.
+ORIGIN = r"^(\*|[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]*)?)$"
 
 
 class SettingsError(ValueError):
@@ -35,6 +37,15 @@ class Http(Frozen):
     header_timeout_s: int = Field(10, ge=1, description="Seconds a client may take to send its request head.")
     connections_per_address: int = Field(1024, ge=1, description="Open connections allowed to one client address.")
     comment_after_s: float = Field(10, gt=0, description="A stream silent for so many seconds sends an SSE comment.")
+    cors_origins: tuple[Annotated[str, Field(pattern=ORIGIN)], ...] = Field(
+        (), description='Web pages that may call from a browser: exact origins ("https://example.com"), or "*" alone.'
+    )
+
+    @model_validator(mode="after")
+    def _any_origin_or_some(self) -> Http:
+        if "*" in self.cors_origins and len(self.cors_origins) > 1:
+            raise ValueError('cors_origins: "*" stands alone')
+        return self
 
 
 class Router(Frozen):
