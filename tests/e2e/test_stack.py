@@ -26,6 +26,8 @@ from tests.support.bad_adapters import BAD as BAD_ADAPTERS
 from tests.support.bad_requests import BAD, RAW
 from tests.support.deployment import Deployment
 from tests.support.door import FORMS, chunks, is_openai_error
+from tests.support.http_bytes import exchange, first_answer, request
+from tests.support.http_clients.recorded import CLIENTS, sent_by
 from tests.support.readme import block
 from tests.support.stack import Stack, count, wait_for
 
@@ -180,6 +182,27 @@ def test_the_edge_answers_broken_http_in_openais_shape(stack: Stack, client: htt
         assert answer.status_code == 200
     ids = client.get("/health", headers={"X-Request-Id": "abc"}).headers.get_list("x-request-id")
     assert ids == ["abc"]
+
+
+async def test_http_is_answered_as_clients_speak_it(stack: Stack, variant: str) -> None:
+    """What tests/unit/wire and tests/integration/deploy show of the parts, through all of them."""
+    for client in CLIENTS:
+        answer = await first_answer(stack.port, sent_by(client, stack.key))
+        assert answer.status == 200, client
+    key, ask = ("Authorization", f"Bearer {stack.key}"), {"model": "tiny", "prompt": "x", "max_tokens": 3}
+    for offer in ("TLS/1.2", "websocket", "h2c"):
+        handshake = ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+        headers = [key, ("Connection", "Upgrade, close"), ("Upgrade", offer), handshake]
+        assert (await exchange(stack.port, request("/v1/completions", headers, ask))).status == 200, offer
+    old = await exchange(stack.port, request("/v1/completions", [key], {**ask, "stream": True}, version="1.0"))
+    assert "transfer-encoding" not in old.headers
+    assert old.body.endswith(b"data: [DONE]\n\n")
+    headers = [("Expect", "100-continue"), ("Content-Length", "60")]
+    refused = await first_answer(stack.port, request("/v1/completions", headers))
+    assert (refused.status, refused.error()["code"]) == (401, "invalid_api_key")
+    assert refused.interim == [] or variant == "plain"
+    half = await exchange(stack.port, request("/v1/completions", [key], {**ask, "max_tokens": LONG}), shut=True)
+    assert (half.status, half.error()["type"]) == (400, "invalid_request_error")
 
 
 def test_nothing_but_loopback_listens(stack: Stack) -> None:
