@@ -19,10 +19,11 @@ from serve.lengths import Kind, Lengths
 from serve.limits import NOTHING, Need, Used, grown, headers
 from serve.limitstore.base import Hold, LimitStore
 from serve.logs import write_line
+from serve.record import Record
 from serve.refused import Refused
 from serve.renewing import Renewals
 from serve.restoring import Restorer, Spent
-from serve.words import NO_USAGE, Ask, Counted, Event, Job, Record, Tenant, Usage
+from serve.words import NO_USAGE, Ask, Counted, Event, Job, Tenant, Usage
 
 _ASKED_AGAIN_S = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # until an engine has stopped what was cancelled
 _FORGOTTEN_EVERY_S = 2.0

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 
 from serve.errors import EngineLost
-from serve.words import NO_USAGE, Event, Record, Usage
+from serve.record import Record
+from serve.words import NO_USAGE, Event, Usage
 
 Events = AsyncGenerator[Event, None]
 OUT_OF_QUOTA = "insufficient_quota"  # the code of the error that the next request gets

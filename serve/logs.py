@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serve.lines import MOST_WAITING, Counts, Lines, SharedFile, Stream
-from serve.words import Record
+from serve.record import Record
 
 Style = Literal["json", "text"]
 Write = Callable[[str], None]

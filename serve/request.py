@@ -16,11 +16,12 @@ from serve.answers import OUT_OF_QUOTA, Events, cut_off, echoed, together
 from serve.draining import Draining
 from serve.errors import EngineLost, InternalError, ServeError, UnknownModel
 from serve.jobs import JobMaker, Served
+from serve.record import Record
 from serve.rights import may_use
 from serve.settings import Caps
 from serve.threads import Threads
 from serve.tracing import Traces
-from serve.words import Ask, Event, Job, Record, Tenant
+from serve.words import Ask, Event, Job, Tenant
 
 Observe = Callable[[Record], None]
 

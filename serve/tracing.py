@@ -10,8 +10,9 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from serve.record import Record
 from serve.settings import Tracing
-from serve.words import Record, Start
+from serve.words import Start
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer

@@ -16,8 +16,9 @@ from serve.bench.answers_file import AnswersError, AnswersFile
 from serve.bench.local_model import LocalModel, local_model, tenant
 from serve.bench.questions import Question
 from serve.errors import BadRequest, EngineLost, EngineUnavailable, ServeError
+from serve.record import Record
 from serve.wire.openai import Reply
-from serve.words import Record, Tenant
+from serve.words import Tenant
 
 TELL_EVERY_S = 5.0
 ENGINE_STOPPED = "the engine stopped; run the same command again, it goes on where this one ended"

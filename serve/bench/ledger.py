@@ -16,7 +16,7 @@ from serve.ledger.entry import Entry
 from serve.ledger.ledger import Ledger
 from serve.ledger.tables import ledger, refusals, write_entries
 from serve.ledger.usage import json_lines, rows, usage
-from serve.words import Record
+from serve.record import Record
 
 PER_S = 500  # requests, while one's cost is measured
 FLOOD_PER_S, FLOOD_S = 2000, 5

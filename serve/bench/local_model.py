@@ -20,12 +20,13 @@ from serve.engines.vllm import VllmEngine
 from serve.errors import ServeError
 from serve.limitstore.memory import MemoryLimitStore
 from serve.model_settings import Model
+from serve.record import Record
 from serve.request import Corridor
 from serve.settings import Caps, Settings, parse
 from serve.threads import Threads
 from serve.tracing import Traces
 from serve.wire.parse import parse as parse_body
-from serve.words import Ask, Job, Record, Secret, Tenant
+from serve.words import Ask, Job, Secret, Tenant
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from serve.logs import logger, request_lines, sentences, write_line
 from serve.made import FOLDER as MADE
 from serve.made import Made
 from serve.model_settings import Model
+from serve.record import Record
 from serve.settings import Settings, SettingsError, Tracing
 from serve.tenants.development import open_store
 from serve.tenants.directory import Tenants
@@ -39,7 +40,7 @@ from serve.tenants.following import follow
 from serve.tracing import Traces
 from serve.weights.adapters import checked
 from serve.weights.manifest import verify
-from serve.words import Counted, Event, Job, Record
+from serve.words import Counted, Event, Job
 
 METRICS_EVERY_S = 5.0
 UNBOUNDED = 100_000  # of the queues in a row only our own may be deep; Serve's must never fill first

@@ -9,7 +9,8 @@ from serve.engines.turns import Turns
 from serve.ledger.ledger import Counters
 from serve.limitstore.breaker import LossEvent
 from serve.lines import Counts
-from serve.words import Band, Record
+from serve.record import Record
+from serve.words import Band
 
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0]
 OTHER_TENANTS = "_other"  # no tenant's id: those begin with a letter or a digit

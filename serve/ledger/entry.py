@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from serve.words import Record
+from serve.record import Record
 
 OPEN = "open"  # the outcome of a row that is not closed
 DAY_S = 86_400

@@ -15,8 +15,8 @@ from serve.ledger.reading import Reader
 from serve.ledger.refusals import ROWS_PER_S, Refusals
 from serve.ledger.rejected import Rejected
 from serve.ledger.shipping import Shipper
+from serve.record import Record
 from serve.telling import Teller
-from serve.words import Record
 
 FOLDER = "ledger"  # in the folder of an instance
 # A mark at each prompt, at the first token and at each so many: what a dead router is known to have received.

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -83,8 +84,15 @@ class AdminApi:
             router.add_api_route(path, call, methods=[method], response_model=None)
         return router
 
+    async def _given(self, request: Request, model: type[_M]) -> _M:
+        raw = await read_body(request, _BODY_BYTES, _BODY_TIMEOUT_S, partial(self._reads.run, ""))
+        try:
+            return model.model_validate_json(raw or b"{}")
+        except ValidationError as e:
+            raise explained(e, model) from None
+
     async def create_organisation(self, request: Request) -> JSONResponse:
-        given = await _body(request, NewOrganisation)
+        given = await self._given(request, NewOrganisation)
 
         def act() -> Any:
             with self._store.acting(ACTOR) as acts:
@@ -93,7 +101,7 @@ class AdminApi:
         return JSONResponse(await self._acts.run("", act), 201)
 
     async def create_tenant(self, request: Request) -> JSONResponse:
-        given = await _body(request, NewTenant)
+        given = await self._given(request, NewTenant)
 
         def act() -> Any:
             with self._store.acting(ACTOR) as acts:
@@ -102,7 +110,7 @@ class AdminApi:
         return JSONResponse(await self._acts.run("", act), 201)
 
     async def create_key(self, request: Request) -> JSONResponse:
-        tenant_id, given = _object_id(request), await _body(request, KeyGiven)
+        tenant_id, given = _object_id(request), await self._given(request, KeyGiven)
 
         def act() -> JSONResponse:
             with self._store.acting(ACTOR) as acts:
@@ -111,7 +119,7 @@ class AdminApi:
         return await self._acts.run("", act)
 
     async def rotate(self, request: Request) -> JSONResponse:
-        key_id, given = _object_id(request), await _body(request, Rotation)
+        key_id, given = _object_id(request), await self._given(request, Rotation)
 
         def act() -> JSONResponse:
             with self._store.acting(ACTOR) as acts:
@@ -150,7 +158,7 @@ class AdminApi:
 
     def _change(self, level: Level) -> Callable[..., Any]:
         async def change(request: Request) -> JSONResponse:
-            object_id, given = _object_id(request), await _body(request, _GIVEN[level])
+            object_id, given = _object_id(request), await self._given(request, _GIVEN[level])
 
             def act() -> Any:
                 with self._store.acting(ACTOR) as acts:
@@ -202,14 +210,6 @@ class Credential:
             return await self._app(scope, receive, send)  # type: ignore[no-any-return]
         error = Unauthorized("send the admin token of this deployment as `Authorization: Bearer …`")
         return await JSONResponse(error.body(), error.status)(scope, receive, send)
-
-
-async def _body(request: Request, model: type[_M]) -> _M:
-    raw = await read_body(request, _BODY_BYTES, _BODY_TIMEOUT_S, asyncio.to_thread)
-    try:
-        return model.model_validate_json(raw or b"{}")
-    except ValidationError as e:
-        raise explained(e, model) from None
 
 
 def _object_id(request: Request) -> str:

@@ -21,6 +21,7 @@ from serve.errors import (
     NotFound,
     ServeError,
 )
+from serve.record import Record
 from serve.request import Corridor
 from serve.rights import check_scope, may_use
 from serve.settings import Settings
@@ -35,7 +36,7 @@ from serve.wire.openai import Reply, model_card
 from serve.wire.parse import parse
 from serve.wire.sse import EventStream, left_before
 from serve.wire.usage import UsageOf, once, report_threads, usage_page
-from serve.words import Ask, Event, Form, Record, Tenant
+from serve.words import Ask, Event, Form, Tenant
 
 HEALTH_TIMEOUT_S = 2.0
 _SMALL_BODY = 4096  # bytes

@@ -15,11 +15,12 @@ from serve.engines.assembly import assemble
 from serve.engines.base import CountingEngine
 from serve.engines.fake import FakeEngine
 from serve.ledger.ledger import Ledger
+from serve.record import Record
 from serve.settings import parse
 from serve.tenants import keys
 from serve.tenants.directory import Tenants
 from serve.tenants.rows import KeyRow, OrganisationRow, SecretRow, TenantRow
-from serve.words import Record, Secret
+from serve.words import Secret
 from tests.support.openai_schema import assert_openai_shape
 
 FORMS: dict[str, dict[str, Any]] = {

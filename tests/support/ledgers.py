@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from serve.ledger.ledger import Ledger
 from serve.ledger.tables import ledger
-from serve.words import Record
+from serve.record import Record
 
 MakeLedger = Callable[..., Ledger]
 

@@ -26,11 +26,12 @@ from serve.ledger.usage import rows
 from serve.limitstore.memory import MemoryLimitStore
 from serve.logs import log_json, log_text
 from serve.made import Made
+from serve.record import Record
 from serve.settings import parse
 from serve.tenants import keys
 from serve.tenants.directory import Tenants
 from serve.tenants.rows import KeyRow, OrganisationRow, SecretRow, TenantRow
-from serve.words import Limits, Record, Secret
+from serve.words import Limits, Secret
 from tests.support.door import FORMS, SETTINGS
 
 PRICED = {**SETTINGS, "models": [{**SETTINGS["models"][0], "price": {"prompt": 1, "output": 2}}]}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve.logs import REQUESTS, logger, request_lines, sentences
-from serve.words import Record
+from serve.record import Record
 from tests.support.full_disk import full_disk
 from tests.support.stack import wait_for
 

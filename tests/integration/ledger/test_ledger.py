@@ -21,7 +21,7 @@ from serve.ledger.ledger import Ledger
 from serve.ledger.rejected import Rejected
 from serve.ledger.shipping import ship
 from serve.ledger.tables import metadata, refusals
-from serve.words import Record
+from serve.record import Record
 from tests.support.ledgers import MakeLedger, a_record, stored
 from tests.support.servers import postgres
 

@@ -18,7 +18,8 @@ import sqlalchemy as sa
 from serve.ledger.entry import Entry, entry_of
 from serve.ledger.journal import Journal
 from serve.ledger.recovery import Recovered, keep_recovering, recover
-from serve.words import Counted, Record, Usage
+from serve.record import Record
+from serve.words import Counted, Usage
 from tests.support.ledger_router import FATES
 from tests.support.ledgers import MakeLedger, a_record, stored
 
