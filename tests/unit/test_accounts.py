@@ -112,7 +112,7 @@ async def test_a_limit_that_waiting_does_not_help_against_says_so(
     assert (answer.headers.get("x-should-retry") != "false") == helps
     assert not books.door.engine.jobs
     (row,) = await books.rows()
-    assert (row["outcome"], row["code"], row["cost"]) == ("refused", code, 0)
+    assert (row["outcome"], row["code"], row["cost"], row["prompt_tokens"]) == ("refused", code, 0, 0)
 
 
 @pytest.mark.parametrize("stream", [True, False])

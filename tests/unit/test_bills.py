@@ -199,6 +199,7 @@ async def test_a_bill_is_what_the_engines_read_and_made(shared: tuple[Books, Rep
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 @examples(MANY)
 @given(acts=PLAYS)
 async def test_bills_of_many_plays(shared: tuple[Books, Replicas], acts: list[Act]) -> None:
@@ -251,6 +252,7 @@ async def test_a_bill_of_a_dead_router_is_what_the_engines_read_and_made(opened:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 @examples(MANY // 4)
 @given(acts=PLAYS)
 async def test_bills_of_many_dead_routers(opened: Open, acts: list[Act]) -> None:

@@ -184,6 +184,7 @@ async def test_what_the_admin_api_and_a_file_take_can_be_read_back(
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 @examples(MANY)
 @given(**ALL)
 async def test_odd_values_by_the_thousand(
