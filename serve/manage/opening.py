@@ -120,7 +120,7 @@ def plainly() -> Iterator[None]:
     except UnicodeEncodeError:
         refuse("what was typed is not valid UTF-8")
     except OSError as e:
-        refuse(f"{e.filename}: {e.strerror}")
+        refuse(f"{e.filename or 'this machine'}: {e.strerror}")
 
 
 def actor() -> str:
