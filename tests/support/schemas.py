@@ -75,7 +75,6 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         "chain of more than 64",
     ),
     "many parts": ({"anyOf": [{}] * 2000}, "has 2002 objects and lists"),
-    "a number without an end": ({"const": 1e400}, "not finite"),
     "what stands beside a $ref": (
         {"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a", "minimum": 5},
         "beside \\$ref",

@@ -35,6 +35,12 @@ def test_a_count_that_is_written_as_a_fraction_reaches_the_engine_as_a_whole_num
     assert '"minItems":1,"maxItems":3' in items
 
 
+def test_a_number_without_an_end_is_refused() -> None:
+    """JSON has none, but 1e400 is read as one."""
+    with pytest.raises(BadRequest, match="not finite"):
+        checked({"const": 1e400}, Caps())
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_schemas_are_refused_quickly_and_by_name(name: str) -> None:
     schema, sentence = HOSTILE[name]
