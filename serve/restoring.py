@@ -20,7 +20,7 @@ ONCE_MORE_S = 30.0  # after the first reading: rows of a dead router, or of othe
 _AT_ONCE = 2  # readings of the ledger: it has others to answer
 _NOT_SOONER_S = 1.0  # after one that came in: where two clocks are days apart, a store takes none
 _AGAIN_S = (0.5, 2.0, 5.0, 10.0)  # after so many that failed; the last one for ever
-_AWAY_S = 0.5  # after one that failed nobody else asks
+_AWAY_S = 0.5  # after one that failed no account is asked for
 
 
 class Restorer:

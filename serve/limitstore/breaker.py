@@ -3,9 +3,8 @@
 After some lost calls in a row the store is left alone: no request waits for it, and a look in the background tells when
 it is back. Meanwhile a band's choice holds: `open` lets pass, uncounted; `closed` refuses with 503; `local` counts in
 this router's memory alone, so that R routers let pass R times the limit. Requests that run already go on in every band.
-Charges of that time are kept and delivered when the store is back, each once; what must be dropped is told. What local
-memory counted knows nothing of what the store counted before and after: once the store answers again, it is forgotten
-that it ever knew the ledger's sums.
+Charges of that time are kept and delivered when the store is back, each once; what must be dropped is told. Local memory
+does not see what the store counts before and after: once the store answers again, all its accounts are unknown.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ class GuardedLimitStore:
         return True
 
     async def renew(self, holds: Sequence[Hold]) -> None:
-        """What is lost is made up for the next time. A hold that nobody counted is not held now either."""
+        """A call that is lost is made up for by the next one. A hold that was not counted is not held now either."""
         await self._local.renew([hold for hold in holds if hold.counted_by == "local"])
         if in_store := [hold for hold in holds if hold.counted_by == "store"]:
             with suppress(StoreLost):

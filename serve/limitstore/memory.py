@@ -122,7 +122,7 @@ class MemoryLimitStore:
                 book.restore(day_tokens, month_cost, at_us)
 
     def unlearn(self) -> None:
-        """Somebody else counted meanwhile: nobody is known any more."""
+        """Take every account for unknown: another store counted meanwhile."""
         for book in self._books.values():
             book.account.known = 0
 
