@@ -3,8 +3,8 @@
 After some lost calls in a row the store is left alone: no request waits for it, and a look in the background tells when
 it is back. Meanwhile a band's choice holds: `open` lets pass, uncounted; `closed` refuses with 503; `local` counts in
 this router's memory alone, so that R routers let pass R times the limit. Requests that run already go on in every band.
-Charges of that time are kept and delivered when the store is back, each once; what must be dropped is told. Local memory
-does not see what the store counts before and after: once the store answers again, all its accounts are unknown.
+Charges of that time are kept and delivered when the store is back, each once; what must be dropped is told. Local
+memory does not see what the store counts before and after: once the store answers again, all its accounts are unknown.
 """
 
 from __future__ import annotations
