@@ -143,6 +143,33 @@ def test_a_locked_database_slows_no_request_and_loses_none(
     assert "takes rows again" in said[1]
 
 
+def test_catching_up_waits_for_what_is_written_and_not_for_what_comes(make: MakeLedger, database: sa.Engine) -> None:
+    one, ends = make(), threading.Event()
+    with locked(database):
+        one.opened(a_record(0))
+        with pytest.raises(TimeoutError):
+            one.catch_up(0.2)
+    one.catch_up(20)
+    assert len(stored(database)) == 1
+
+    def write() -> None:
+        number = 1
+        while not ends.wait(0.0005):
+            one.opened(a_record(number))
+            number += 1
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        for _ in range(20):
+            opened = one.counters().open
+            one.catch_up(5)
+            assert len(stored(database)) >= opened
+    finally:
+        ends.set()
+        writing.join()
+
+
 def test_a_database_that_crashes_and_comes_back_has_every_row(tmp_path: Path, said: list[str]) -> None:
     with postgres() as server:
         database = open_database(server.url)
