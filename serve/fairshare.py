@@ -13,7 +13,7 @@ band pays with all that the job costs; what its answer will cost is foreseen fro
 right as it is made. A band that got too much owes it, until its share has made up for it, whether or not it has jobs
 meanwhile. What it got while no higher band waited it owes nobody, and an idle band is owed nothing. Both sums end at
 `MOST_OWED`: a band that waits gets a turn at the latest after service of MOST_OWED / share, and no burst ahead of its
-turn is larger.
+turn is larger than that and one job.
 """
 
 from __future__ import annotations
