@@ -74,23 +74,23 @@ class Answering:
     that is cancelled for another reason, such as a client that left, stays cancelled.
     """
 
-    __slots__ = ("_cancelled", "_draining", "_others", "_running", "_waiting")
+    __slots__ = ("_begun", "_cancelled", "_draining", "_others", "_running", "_waiting")
 
     def __init__(self, draining: Draining, running: set[Answering]) -> None:
         self._draining, self._running = draining, running
         self._waiting: asyncio.Task[Any] | None = None
         self._cancelled: asyncio.Task[Any] | None = None
-        self._others = 0
+        self._others, self._begun = 0, False
 
     def waits(self) -> None:
         """The task that calls this waits for the engine from here on. It need not be the one that did before."""
         if self._draining.is_over:
-            raise Stopped(_CUT)
+            raise self._end()
         self._waiting = asyncio.current_task()
 
     def writes(self) -> None:
         """The client gets an event now."""
-        self._waiting = None
+        self._waiting, self._begun = None, True
 
     def cut(self) -> None:
         if self._waiting is not None and self._cancelled is None:
@@ -108,4 +108,8 @@ class Answering:
         self._running.discard(self)
         alone = self._cancelled is not None and self._cancelled.uncancel() <= self._others
         if alone and isinstance(error, asyncio.CancelledError):
-            raise Stopped(_CUT) from None
+            raise self._end() from None
+
+    def _end(self) -> Stopping | Stopped:
+        """What waited for its turn was only not let in."""
+        return Stopped(_CUT) if self._begun else Stopping(_REFUSED)

@@ -6,6 +6,7 @@ Ray is imported inside functions, because it reads the environment then.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -135,22 +136,25 @@ class Driver:
     def _end_answers(self, router: Any) -> None:
         """Every router lets in nothing new, ends its answers and writes down what they cost."""
         try:
-            print(f"stopped: {sum(self._asked_to_stop(router))} answers were cut", flush=True)
+            print(f"stopped: {sum(asyncio.run(self._asked_to_stop(router)))} answers were cut", flush=True)
         except Exception as e:  # a router that is gone has nothing to end
-            print(f"stopped: a router did not say that it has ended ({type(e).__name__})", flush=True)
+            print(f"stopped: a router did not say that it has ended ({type(e).__name__}: {e})", flush=True)
 
-    def _asked_to_stop(self, router: Any) -> list[int]:
-        """What each router says. A handle that was not used yet learns within a moment which routers there are."""
+    async def _asked_to_stop(self, router: Any) -> list[int]:
+        """What each router says. A handle that was not used yet learns within a moment which routers there are.
+
+        On an event loop, because in throughput-optimized mode handles have none of their own.
+        """
         from ray.serve.exceptions import DeploymentUnavailableError
 
         within_s, until = self._settings.router.stop_s, time.monotonic() + FIND_ROUTERS_S
         while True:
             try:
-                return list(router.broadcast("stop", within_s).results(timeout_s=within_s + SETTLE_S))
+                return list(await router.broadcast("stop", within_s).results_async(timeout_s=within_s + SETTLE_S))
             except DeploymentUnavailableError:
                 if time.monotonic() > until:
                     raise
-                time.sleep(0.1)
+                await asyncio.sleep(0.1)
 
 
 def _beside(act: Callable[[], Any]) -> Future[Any]:

@@ -78,4 +78,4 @@ def test_right_after_a_stop_the_ledger_has_what_the_engines_made(stopped: Stoppe
     (row,) = json.loads(shared.ledger("check", "--json"))
     assert row["made_tokens"] == row["ledger_tokens"] > 0
     assert (row["lost_tokens"], row["lost_requests"], row["open_requests"]) == (0, 0, 0)
-    assert re.search(r"stopped: 1 answers were cut", shared.stack.logged())
+    assert re.search(r"stopped: [12] answers were cut", shared.stack.logged())

@@ -82,7 +82,8 @@ async def test_what_waits_for_its_turn_is_refused_by_status(opened: Open) -> Non
         while not books.door.turns.waiting:  # noqa: ASYNC110 - the queue tells nobody
             await asyncio.sleep(0.001)
     assert await books.door.stop(0.02) == 2
-    assert (await waiting).status_code == 503
+    refused = await waiting
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_stopping")
     await first
     assert all(row["closed_s"] for row in await books.rows())
 
