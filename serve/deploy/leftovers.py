@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -41,8 +41,9 @@ class Leftovers:
         Shared memory whose processes have all died, and that nobody maps, is removed now. OSError on a full disk.
         """
         below = dict(_born(psutil.Process().children(recursive=True)))
+        names = _names()
         for born, process in below.items():
-            for path in _mapped([process.pid]):
+            for path in _mapped([process.pid], names):
                 self._mapped_by.setdefault(path, set()).add(born)
         left = {path for path, by in self._mapped_by.items() if not by & below.keys()}
         _remove_shared_memory(left)
@@ -128,16 +129,27 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
-def _mapped(pids: Iterable[int]) -> set[str]:
-    """Files in /dev/shm that these processes map. Those that are removed already, as most semaphores are, end alone."""
-    found = set()
+def _names() -> dict[int, str]:
+    """The files in /dev/shm by inode."""
+    try:
+        return {entry.inode(): entry.path for entry in os.scandir(_SHARED)}
+    except FileNotFoundError:
+        return {}
+
+
+def _mapped(pids: Iterable[int], names: Mapping[int, str] | None = None) -> set[str]:
+    """Files in /dev/shm that these processes map.
+
+    Known by inode: glibc makes a semaphore under another name, by which it is mapped, and then gives it its own.
+    """
+    found, known = set(), _names() if names is None else names
     for pid in pids:
         try:
             lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
         except OSError:
             continue
-        found |= {line[line.index(_SHARED) :] for line in lines if _SHARED in line}
-    return {path for path in found if not path.endswith("(deleted)")}
+        found |= {int(line.split(maxsplit=5)[4]) for line in lines if _SHARED in line}
+    return {known[inode] for inode in found & known.keys()}
 
 
 def _remove_shared_memory(paths: Iterable[str]) -> None:

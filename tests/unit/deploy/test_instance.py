@@ -20,6 +20,8 @@ from tests.support.instances import belonging, gone_within, recorded, runs, stat
 
 _MAP = "import sys, time; from multiprocessing.shared_memory import SharedMemory; m = SharedMemory({}); "
 _MAP += "print(m.name, flush=True); time.sleep(600)"
+_SEMAPHORE = "import multiprocessing, time; s = multiprocessing.get_context('spawn').Semaphore(); "
+_SEMAPHORE += "print('sem.' + s._semlock.name.lstrip('/'), flush=True); time.sleep(600)"
 
 
 @pytest.fixture
@@ -65,10 +67,10 @@ def test_a_folder_that_was_made_again_knows_nothing_of_the_instance_before_it(in
         assert runs(healthy)
 
 
-def test_shared_memory_of_a_dead_process_goes_while_the_others_run(instance: Instance) -> None:
+@pytest.mark.parametrize("script", [_MAP.format("create=True, size=64"), _SEMAPHORE], ids=["memory", "semaphore"])
+def test_shared_memory_of_a_dead_process_goes_while_the_others_run(instance: Instance, script: str) -> None:
     ours = SharedMemory(create=True, size=64)
-    command = [sys.executable, "-c", _MAP.format("create=True, size=64")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as engine:
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as engine:
         assert engine.stdout is not None
         theirs = Path("/dev/shm") / engine.stdout.readline().strip()
         instance.left.record()
