@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import count
 
 from hypothesis import given
@@ -13,7 +12,7 @@ from serve.limits import NOTHING, Need
 from serve.limitstore.base import LimitStore
 from serve.tenants.given import MOST
 from serve.words import Limits
-from tests.support.limit_stores import tenant
+from tests.support.limit_stores import Clock, tenant
 from tests.support.properties import FEW, examples
 
 _NAMES = count()
@@ -22,11 +21,11 @@ _NAMES = count()
 @examples(FEW)
 @given(limit=st.integers(MOST - 3, MOST), left=st.integers(-3, 9), asked=st.integers(1, 9), runs=st.integers(0, 9))
 async def test_what_fits_into_the_largest_budget_is_exact(
-    store: LimitStore, limit: int, left: int, asked: int, runs: int
+    store: LimitStore, clock: Clock, limit: int, left: int, asked: int, runs: int
 ) -> None:
     who = tenant(f"t{next(_NAMES)}", tenant=Limits(tokens_per_day=limit, budget_per_month=limit))
     first = await store.reserve(f"{who.tenant_id}-0", who, Need(0, 0, 0))
-    await store.restore(first, "tenant", limit - left, limit - left, time.time_ns() // 1000)
+    await store.restore(first, "tenant", limit - left, limit - left, clock())
     held = await _fits(store, who.tenant_id, "1", limit, Need(runs, 0, runs))
     assert held == (runs <= left)
     assert await _fits(store, who.tenant_id, "2", limit, Need(asked, 0, asked)) == (asked + runs * held <= left)
