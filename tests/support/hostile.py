@@ -7,19 +7,24 @@ much memory the router took meanwhile.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
-import psutil
+import httpx
 
+from serve.admin import build_admin
+from serve.database import migrate, open_database
+from serve.ledger.ledger import Ledger
+from serve.services import Database
+from serve.tenants.development import make_store
+from serve.words import Secret
 from tests.support.door import SETTINGS, Door
+from tests.support.ticking import Ticker
 from tests.support.tiny_starcoder import write_tokenizer
 
 MIB = 1 << 20
@@ -156,47 +161,6 @@ HOSTILE: dict[str, Hostile] = {
 }  # fmt: skip
 
 
-class Ticker:
-    """Wakes every millisecond. `stood_s`: the longest time for which it could not, `grown_mib`: what was allocated.
-
-    Of a time without a wake-up, the part in which the thread wanted to run and the machine was busy does not count.
-    """
-
-    def __init__(self) -> None:
-        self.stood_s, self.grown_mib = 0.0, 0.0
-        self._process = psutil.Process()
-
-    async def __aenter__(self) -> Ticker:
-        gc.collect()
-        gc.freeze()  # as a router does when it starts
-        self._before = self._process.memory_info().rss
-        self._task = asyncio.create_task(self._tick())
-        await asyncio.sleep(0.005)
-        self.stood_s = 0.0
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        gc.unfreeze()
-
-    async def _tick(self) -> None:
-        while True:
-            began, delayed_s = time.perf_counter(), _run_delay_s()
-            await asyncio.sleep(0.001)
-            stood_s = time.perf_counter() - began - 0.001 - (_run_delay_s() - delayed_s)
-            self.stood_s = max(self.stood_s, stood_s)
-            grown = self._process.memory_info().rss - self._before
-            self.grown_mib = max(self.grown_mib, grown / MIB)
-
-
-def _run_delay_s() -> float:
-    """How long this thread has waited for a core so far, as Linux counts it; not, how long for Python's own lock."""
-    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-
-
 class Cost(NamedTuple):
     status: int
     param: str | None
@@ -216,23 +180,73 @@ async def cost(door: Door, hostile: Hostile) -> Cost:
     return Cost(answer.status_code, param, took_s, ticker.stood_s, ticker.grown_mib)
 
 
+_NAMES = "&".join(f"{i:x}" for i in range(3500))  # in a head of 15 KiB, which is all that HAProxy lets through
+_LIMITS = '{"id":"acme","limits":{"#":1'
+ADMIN: dict[str, Hostile] = {
+    "unknown fields": Hostile("administration", "64 KiB", "/tenants", filled('{"id":"acme"', ',"f#":1', "}", 1 << 16)),
+    "unknown limits": Hostile("administration", "64 KiB", "/tenants", filled(_LIMITS, ',"f#":1', "}}", 1 << 16)),
+    "models": Hostile(
+        "administration", "256 of them", "/tenants", filled('{"id":"acme","models":["m"', ',"m#"', "]}", 1 << 16)
+    ),
+    "depth": Hostile("administration", "64 KiB", "/tenants", lambda: b"[" * (1 << 16)),
+}
+QUERIES: dict[str, str] = {
+    "usage, many names": f"/v1/usage?{_NAMES}",
+    "usage, one name often": "/v1/usage?" + "&".join(["by=day"] * 2000),
+    "usage, a long cursor": "/v1/usage?cursor=" + "W1tb" * 3500,
+    "models, a long name": "/v1/models/" + "m" * 14_000,
+}
+
+
+async def told(client: httpx.AsyncClient, method: str, path: str, body: bytes | None, rounds: int) -> str:
+    """The last four columns of a row."""
+    stood, grown, took, answer = list[float](), list[float](), list[float](), None
+    for _ in range(rounds):
+        async with Ticker() as ticker:
+            began = time.perf_counter()
+            answer = await client.request(method, path, content=body)
+            took.append(time.perf_counter() - began)
+        stood.append(1000 * ticker.stood_s)
+        grown.append(ticker.grown_mib)
+    assert answer is not None
+    param = "" if answer.status_code == 200 else str(answer.json()["error"]["param"] or "")[:40]
+    return f"{answer.status_code} {param} | {min(took):.2f} | {max(stood):.0f} | {max(grown):.0f} |"
+
+
 async def main(rounds: int = 5) -> None:
+    """Print the table of docs/costs.md: the fastest answer, the longest standstill, the most memory of all rounds."""
     with tempfile.TemporaryDirectory() as folder:
         words = Path(folder)
         (words / "config.json").write_text(json.dumps({"vocab_size": write_tokenizer(words)}))
-        door = Door(words)
-        async with door.client:
-            await door.post(_RAW)  # the first one imports, compiles and reads what judges answers
-        print("| step | body | bounded by | answer | seconds | loop stood, ms | memory, MiB |")
+        database = open_database(f"sqlite:///{words}/ledger.db")
+        migrate(database)
+        ledger = Ledger(words / "journal", "router-0", database, print)
+        ledger.start()
+        door = Door(words, {**SETTINGS, "caps": {"refused_per_minute": 1_000_000}}, ledger)
+        print("| step | what is sent | bounded by | answer | seconds | loop stood, ms | memory, MiB |")
         print("|---|---|---|---|---|---|---|")
-        for name, hostile in HOSTILE.items():
-            door = Door(words, {**SETTINGS, "caps": {"refused_per_minute": 100_000}})
-            async with door.client:
-                costs = [await cost(door, hostile) for _ in range(rounds)]
-            worst = max(each.stood_s for each in costs)
-            told = f"{costs[0].status} {costs[0].param or ''}"
-            print(f"| {hostile.step} | {name} | {hostile.bound} | {told} | {min(c.took_s for c in costs):.2f} | "
-                  f"{1000 * worst:.0f} | {max(c.grown_mib for c in costs):.0f} |", flush=True)  # fmt: skip
+        async with httpx.AsyncClient(transport=door.client._transport, base_url="http://test") as client:
+            client.headers = door.client.headers
+            await client.post(_RAW, json={"model": "tiny", "prompt": "x"})  # imports what only the first one does
+            for name, h in HOSTILE.items():
+                row = await told(client, "POST", h.path, h.body(), rounds)
+                print(f"| {h.step} | {name} | {h.bound} | {row}", flush=True)
+            for name, path in QUERIES.items():
+                print(
+                    f"| queries | {name} | a head of 15 KiB | {await told(client, 'GET', path, None, rounds)}",
+                    flush=True,
+                )
+        store, token = make_store(Database(), words), Secret("admin-" + "t" * 64)
+        transport = httpx.ASGITransport(build_admin(store, token, None, "EUR"))
+        headers = {"Authorization": f"Bearer {token.reveal()}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://admin/admin/v1", headers=headers) as client:
+            for name, h in ADMIN.items():
+                row = await told(client, "POST", h.path, h.body(), rounds)
+                print(f"| {h.step} | {name} | {h.bound} | {row}", flush=True)
+        store.close()
+        await door.client.aclose()
+        await asyncio.to_thread(ledger.stop)
+        database.dispose()
 
 
 if __name__ == "__main__":

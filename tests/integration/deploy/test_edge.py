@@ -14,7 +14,7 @@ import pytest
 from serve.deploy import haproxy
 from tests.support.door import Door
 from tests.support.edge import edge
-from tests.support.http_bytes import exchange, first_answer, request, serving_beside
+from tests.support.http_bytes import checked, exchange, first_answer, request, serving_beside
 
 PAGE = "https://ide.example.com"
 OFFERS = ["TLS/1.2", "h2c", "websocket", "perhaps/9, TLS/1.3"]
@@ -39,18 +39,6 @@ def front(behind: tuple[Door, int], tmp_path_factory: pytest.TempPathFactory) ->
 def door(behind: tuple[Door, int]) -> Iterator[Door]:
     yield behind[0]
     behind[0].engine.tpot_s = 0
-
-
-def checked(app: Any) -> Any:
-    """As a replica of Ray Serve, which answers HAProxy's health checks itself."""
-
-    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
-        if scope["path"] != "/-/healthz":
-            return await app(scope, receive, send)  # type: ignore[no-any-return]
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body"})
-
-    return wrapped
 
 
 def ask(door: Door, *headers: tuple[str, str], version: str = "1.1", **changes: Any) -> bytes:

@@ -17,7 +17,7 @@ from serve.wire.bodies import BODIES
 from serve.wire.fields import HARMLESS, REFUSED
 from serve.words import Ceilings
 from tests.support.door import FORMS, SETTINGS, Door, is_openai_error
-from tests.support.hostile import Ticker
+from tests.support.ticking import Ticker
 
 FEW, MANY = 500, 20_000
 STOOD_S = {FEW: 0.5, MANY: 0.1}  # the many are asked alone on their machine, the few beside other tests
@@ -69,15 +69,17 @@ class Bombarded:
         caps = {"refused_per_minute": 10**6}
         modest = {"ceilings": Ceilings(output_tokens=4, choices=8)}  # or an example may make thousands of tokens
         self._door = Door(words_folder, {**SETTINGS, "caps": caps}, tenant=modest)
+        self.asked = 0
         for path in FORMS:  # the first ones import, and read what judges answers
             self.run(self.ask(Asked(path, json.dumps({"model": "tiny", **FORMS[path]}).encode(), [])))
-        self.ticker = Ticker()
+        self.ticker, self.asked = Ticker(), 0
         self.run(self.ticker.__aenter__())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def ask(self, one: Asked) -> None:
+        self.asked += 1
         answer = await self._door.client.post(one.path, content=one.body, headers=one.headers)
         assert answer.status_code < 500, (answer.text, one)
         if answer.status_code >= 400:
@@ -108,6 +110,8 @@ def test_no_body_and_no_header_is_a_servers_error_or_stops_the_loop(bombarded: B
     )  # fmt: skip
     @given(asked())
     def ask(one: Asked) -> None:
+        if bombarded.asked == examples // 2:
+            bombarded.ticker.forget_growth()
         bombarded.run(bombarded.ask(one))
 
     ask()

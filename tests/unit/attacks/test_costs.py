@@ -18,7 +18,8 @@ from serve.services import Database
 from serve.tenants.development import make_store
 from serve.words import Secret
 from tests.support.door import SETTINGS, Door
-from tests.support.hostile import HOSTILE, Ticker, cost
+from tests.support.hostile import ADMIN, HOSTILE, QUERIES, cost
+from tests.support.ticking import Ticker
 from tests.support.town import Town, head, raw
 
 # Five times the worst median of docs/costs.md, on two cores that other tests use too.
@@ -29,6 +30,7 @@ STOOD_S, GROWN_MIB, TOOK_S = 0.5, 700, 30
 async def test_a_hostile_body_is_answered_and_others_do_not_notice(words_folder: Path, name: str) -> None:
     door = Door(words_folder)
     async with door.client:
+        await door.post("/v1/completions")  # the first one of a process imports, and reads what judges answers
         told = await cost(door, HOSTILE[name])
         assert told.status in (200, 400), told
         assert told.status == 200 or told.param is not None or HOSTILE[name].step == "JSON", told
@@ -47,30 +49,24 @@ def test_of_a_prompt_that_reads_in_many_ways_only_as_many_are_looked_at_as_tell_
     assert markers.taken_apart("<fim_prefix>a<fim_suffix>b<fim_middle>") is not None
 
 
-@pytest.mark.parametrize("target", ["/v1/usage?", "/v1/models?"])
-async def test_a_query_of_many_names_holds_nobody_up(town: Town, target: str) -> None:
-    query = "&".join(f"{i:x}" for i in range(12_000))
+@pytest.mark.parametrize("name", QUERIES)
+async def test_a_hostile_query_holds_nobody_up(town: Town, name: str) -> None:
     async with town.listening() as port, Ticker() as ticker:
-        answer = await raw(port, head(target + query, [("Authorization", f"Bearer {town.mallory}")]))
-    assert answer.status in (200, 400)
+        answer = await raw(port, head(QUERIES[name], [("Authorization", f"Bearer {town.mallory}")]))
+    assert answer.status in (400, 404)
     assert ticker.stood_s < STOOD_S
 
 
-@pytest.mark.parametrize("path", ["/organisations", "/tenants", "/tenants/acme/keys"])
-@pytest.mark.parametrize("piece", [',"f#":1', ',"limits":{"f#":1}'])
-async def test_the_admin_api_refuses_a_hostile_body_without_standing_still(
-    tmp_path: Path, path: str, piece: str
-) -> None:
+@pytest.mark.parametrize("name", ADMIN)
+async def test_the_admin_api_refuses_a_hostile_body_without_standing_still(tmp_path: Path, name: str) -> None:
     store, token = make_store(Database(), tmp_path), Secret("admin-" + "t" * 64)
     transport = httpx.ASGITransport(build_admin(store, token, None, "EUR"))
-    fields = "".join(piece.replace("#", str(i)) for i in range(60_000 // (len(piece) + 3)))
-    body = ('{"id":"acme","weight":"x"' + fields + "}").encode()
     headers = {"Authorization": f"Bearer {token.reveal()}"}
     client = httpx.AsyncClient(transport=transport, base_url="http://admin/admin/v1", headers=headers)
     async with client, Ticker() as ticker:
-        answer = await client.post(path, content=body)
-    assert answer.status_code in (400, 413)
-    assert answer.json()["error"]["param"]
+        answer = await client.post(ADMIN[name].path, content=ADMIN[name].body())
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] or name == "depth"
     assert ticker.stood_s < STOOD_S
     store.close()
 
