@@ -45,7 +45,7 @@ def machine_problems(settings: Settings, cache: Path, gpus: Sequence[Gpu] | None
         problems.append(f"{platform.system()} on {platform.machine()}: starserve runs on Linux on x86_64")
     cpu = [m for m in settings.models if m.engine.device == "cpu"]
     routers = settings.router.cores * settings.router.replicas
-    # Of a router's quarter of a core nobody is the poorer.
+    # Rounded down: engines run as fast beside a router that takes a quarter of a core.
     if int((cores := cores_wanted(settings.models)) + routers) > (os.cpu_count() or 1):
         problems.append(
             f"engine.cores: all engines together want {cores:g} cores and the routers {routers:g}, this machine has "

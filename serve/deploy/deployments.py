@@ -128,7 +128,7 @@ class EngineReplica:
     async def _tell(self, metrics: QueueMetrics) -> None:
         while True:
             metrics(self._turns, self._engine)
-            self._made.add(0)  # what a full disk did not take is written though nobody asks for an answer
+            self._made.add(0)  # retries a count that a full disk refused, also while no client asks
             await asyncio.sleep(METRICS_EVERY_S)
 
     async def generate(self, job: Job) -> AsyncGenerator[Event | Failure | GivenBack, None]:
@@ -193,7 +193,7 @@ class EngineReplica:
     def _exit_if_dead(self) -> None:
         """Leave once the answers on their way are out: a dead engine must not hold its place.
 
-        Only the engine says that it is dead. What ends one request, whatever it is, ends nobody else's.
+        Only the engine says that it is dead. An error that ends one request does not end the requests of other clients.
         """
         if self._vllm.is_dead:
             asyncio.get_running_loop().call_later(0.5, os._exit, 1)

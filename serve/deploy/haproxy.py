@@ -168,7 +168,7 @@ def _dropped_headers() -> list[str]:
 def _refusals() -> list[str]:
     invalid = "invalid_request_error"
     return [
-        # Ray's own /-/routes names the application; nobody outside needs it. A router reads paths decoded.
+        # Ray's own /-/routes names the application, which is private. Routers read paths decoded; so does this rule.
         _returned(404, "there is no such route", invalid, "not_found",
                   "{ path,url_dec -m beg /-/ } !{ src 127.0.0.0/8 }"),
         # No backend takes what is no path (`OPTIONS *`), and that must not look as if no router were there.

@@ -25,7 +25,7 @@ from serve.settings import LONGEST_INSTANCE_FOLDER, SettingsError, instance_fold
 NOT_STARTED = "engine did not start:"
 LOG_BYTES, OLDER_LOGS = 32 << 20, 4  # of the log that is written to, and full ones that are kept
 _OWNER = "owner"
-_TRIES, _PAUSE_S = 10, 0.05  # whoever looks has the lock for a moment
+_TRIES, _PAUSE_S = 10, 0.05  # a command that reads the owner holds the lock for a moment
 _LAST_WORDS_BYTES = 1 << 20
 
 
@@ -127,14 +127,14 @@ class Instance:
         return told[-1] if told else f"the server ended by itself; its last words are in {self.log}"
 
     def rotate_log(self) -> bool:
-        """Begin a new log where this one is full. True: whoever writes must open it anew."""
+        """Begin a new log where this one is full. Returns True when the driver must open its log again."""
         if not self.log.exists() or self.log.stat().st_size < LOG_BYTES:
             return False
         rotate(self.log, OLDER_LOGS)
         return True
 
     def clean(self) -> int:
-        """Remove what a dead supervisor left. Only for whoever holds it. Returns how many processes still ran."""
+        """Remove what a dead supervisor left. The caller must hold the lock. Returns how many processes still ran."""
         ended = self.left.clean()
         for name in ("ray", "p", "t"):
             shutil.rmtree(self.folder / name, ignore_errors=True)

@@ -38,7 +38,7 @@ class Leftovers:
     def record(self) -> None:
         """Write down every process below this one, and the shared memory that they map.
 
-        Shared memory whose processes have all died, and that nobody maps, is removed now. OSError on a full disk.
+        Removes shared memory whose recorded processes are dead and that no process maps. Raises OSError on a full disk.
         """
         below = dict(_born(psutil.Process().children(recursive=True)))
         names = _names()
@@ -56,7 +56,7 @@ class Leftovers:
     def clean(self) -> int:
         """End what was recorded or bears the mark and still runs, and remove its shared memory. Returns how many ran.
 
-        Only for whoever holds the instance: all of it then belongs to a supervisor that is dead.
+        The caller must hold the lock of the instance: then all of it belongs to a supervisor that is dead.
         """
         try:
             record = json.loads(self._record.read_text())
