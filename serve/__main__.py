@@ -17,7 +17,7 @@ from serve.deploy.local import up as run_up
 from serve.logs import REQUESTS
 from serve.manage.admin_command import admin
 from serve.manage.ledger_command import cli as ledger_cli
-from serve.manage.opening import ConfigToo, one_config, plainly
+from serve.manage.opening import ConfigToo, config_option, one_config, plainly
 from serve.manage.telling import complain, console, refuse, say
 from serve.manage.tenants_command import cli as tenants_cli
 from serve.settings import Settings, SettingsError, cache_folder, embedded_config, load
@@ -37,9 +37,7 @@ cli.add_typer(bench_cli, name="bench")
 cli.add_typer(ledger_cli, name="ledger")
 cli.add_typer(tenants_cli, name="tenants")
 cli.command()(admin)
-Served = Annotated[Path | None, typer.Option(
-    "--config", "-c", envvar="STARSERVE_CONFIG", default_factory=lambda: None, show_default=False,
-    help="The deployment's YAML; without one, SmolLM2 on this CPU.")]  # fmt: skip
+Served = Annotated[Path | None, config_option("SmolLM2 on this CPU")]
 
 
 @cli.command()
@@ -80,10 +78,12 @@ def up(other: ConfigToo, config: Served) -> None:
 
 @cli.command()
 def check(
-    others: Annotated[list[Path], typer.Argument(metavar="CONFIG…", help="One or more YAML files.", show_default=False,
-                                                 default_factory=list)],
+    others: Annotated[
+        list[Path],
+        typer.Argument(metavar="CONFIG…", help="One or more YAML files.", show_default=False, default_factory=list),
+    ],
     config: Served,
-) -> None:  # fmt: skip
+) -> None:
     """Validate configurations and explain what cannot work. Starts nothing.
 
     Adds up cores, memory and GPUs of all replicas. Exit status 0: each of them can be served here.

@@ -72,12 +72,16 @@ def momentary_problems(settings: Settings, cache: Path) -> list[str]:
     }
     for field, (host, port) in ports.items():
         if port is not None and port_is_busy(host, port):
-            problems.append(f"{field}: {port} is in use; stop what listens there, or choose another with "
-                            f"STARSERVE__{field.upper().replace('.', '__')}=…")  # fmt: skip
+            problems.append(
+                f"{field}: {port} is in use; stop what listens there, or choose another with "
+                f"STARSERVE__{field.upper().replace('.', '__')}=…"
+            )
     memory, free = memory_wanted_gib(cpu, cache), psutil.virtual_memory().available / GIB
     if cpu and memory > free:
-        problems.append(f"memory: the engines and their routers want {memory:.1f} GiB, {free:.1f} GiB are free; "
-                        "lower engine.kv_cache_gib or engine.replicas")  # fmt: skip
+        problems.append(
+            f"memory: the engines and their routers want {memory:.1f} GiB, {free:.1f} GiB are free; "
+            "lower engine.kv_cache_gib or engine.replicas"
+        )
     return problems
 
 
@@ -86,8 +90,10 @@ def _gpu_problems(settings: Settings, cache: Path, gpus: Sequence[Gpu]) -> list[
     wanted = sum(m.engine.replicas * m.engine.ranks for m in models)
     if wanted > len(gpus):
         there = f"{len(gpus)}" if gpus else "none that nvidia-smi shows"
-        return [f"engine.device: all engines together want {wanted} GPU(s), this machine has {there}; lower "
-                "engine.replicas or engine.tensor_parallel_size, or serve a small model with device: cpu"]  # fmt: skip
+        return [
+            f"engine.device: all engines together want {wanted} GPU(s), this machine has {there}; lower "
+            "engine.replicas or engine.tensor_parallel_size, or serve a small model with device: cpu"
+        ]
     problems, largest = [], max((gpu.memory_gib for gpu in gpus), default=0.0)
     for model in models:
         weights, share = weights_gib(model, cache) / model.engine.ranks, model.engine.gpu_memory_utilization

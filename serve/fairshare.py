@@ -11,9 +11,9 @@ gives while a lower band waits, it gets that share, and more only from places th
 owed its share of all service while it waits. When a job is taken ahead of its turn, while a higher band waits, its
 band pays with all that the job costs; what its answer will cost is foreseen from the band's answers so far, and put
 right as it is made. A band that got too much owes it, until its share has made up for it, whether or not it has jobs
-meanwhile. What it got while no higher band waited it owes nobody, and an idle band is owed nothing. Both sums end at
-`MOST_OWED`: a band that waits gets a turn at the latest after service of MOST_OWED / share, and no burst ahead of its
-turn is larger than that and one job.
+meanwhile. It owes nothing for what it got while no higher band waited, and an idle band is owed nothing. Both sums
+end at `MOST_OWED`: a band that waits gets a turn at the latest after service of MOST_OWED / share, and no burst ahead
+of its turn is larger than that and one job.
 """
 
 from __future__ import annotations

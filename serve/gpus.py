@@ -11,7 +11,7 @@ _ANSWERS_WITHIN_S = 20.0
 
 
 class Gpu(NamedTuple):
-    """`memory_gib`: in all, whoever uses it now."""
+    """`memory_gib`: in all, used or free."""
 
     number: str
     uuid: str

@@ -75,8 +75,11 @@ class JobMaker:
             check_prompt(tenant, len(ids), _FIELD[ask.form])
             most = _max_tokens(ask, len(ids), served.model.context_tokens, tenant.ceilings.output_tokens)
             if sampling.min_tokens > most:
-                raise BadRequest(f"min_tokens is {sampling.min_tokens}, and the answer has at most {most} tokens; "
-                                 "send max_tokens too", "min_tokens")  # fmt: skip
+                raise BadRequest(
+                    f"min_tokens is {sampling.min_tokens}, and the answer has at most {most} tokens; "
+                    "send max_tokens too",
+                    "min_tokens",
+                )
             ends = tuple(served.vocabulary.id_of(name) for name in rendered.stop_tokens) if rendered else ()
             sampled = replace(
                 sampling,
@@ -89,8 +92,9 @@ class JobMaker:
         if (entries := sum(map(_logprob_entries, jobs))) > self._logprob_entries:
             raise BadRequest(
                 f"logprobs: this answer would have up to {entries} log-probabilities, and at most "
-                f"{self._logprob_entries} are told; ask for fewer prompts, tokens or alternatives", "logprobs",
-            )  # fmt: skip
+                f"{self._logprob_entries} are told; ask for fewer prompts, tokens or alternatives",
+                "logprobs",
+            )
         return jobs
 
     async def _prompts(self, ask: Ask, tenant: Tenant, served: Served) -> list[_Prompt]:
@@ -118,8 +122,9 @@ def _encoded(ask: Ask, served: Served) -> list[_Prompt]:
         elif sum(segment.control for segment in text.segments) > served.model.context_tokens:
             raise ContextOverflow(
                 f"{_FIELD[ask.form]} has more control tokens than this model's context, which is "
-                f"{served.model.context_tokens} tokens", _FIELD[ask.form],
-            )  # fmt: skip
+                f"{served.model.context_tokens} tokens",
+                _FIELD[ask.form],
+            )
         else:
             prompts.append(_Prompt(served.vocabulary.encode(text, room), text))
     return prompts

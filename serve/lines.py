@@ -52,7 +52,7 @@ class Stream:
         ready.register(stream, select.POLLOUT)
         while left:
             if not ready.poll(0):
-                raise BlockingIOError(errno.EAGAIN, "nobody reads it")
+                raise BlockingIOError(errno.EAGAIN, "its reader is behind")
             written = os.write(stream, left[:_PIECE])
             self._torn = True
             left = left[written:]
@@ -83,9 +83,9 @@ class SharedFile:
                 rotate(self._path, self._older)
                 file, size = self._current(), 0
             if size and os.pread(file, 1, size - 1) != b"\n":
-                line = b"\n" + line  # whoever wrote last was killed in the middle of its line
+                line = b"\n" + line  # the last writer was killed in the middle of its line
             if os.write(file, line) < len(line):
-                os.ftruncate(file, size)  # nobody else writes now
+                os.ftruncate(file, size)  # the lock keeps other writers out
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
@@ -130,7 +130,7 @@ class Lines:
         return Counts(len(self._waiting), self._lost)
 
     def _pass_on(self, most: int) -> None:
-        """Write what waits, at most so many lines. Whoever does that now does it for all."""
+        """Write what waits, at most so many lines. One thread at a time does it, for all threads."""
         try:
             while self._is_owing() and most > 0 and self._writing.acquire(blocking=False):
                 try:

@@ -23,7 +23,7 @@ class Record:
     stream: bool | None = None
     outcome: str = "cancelled"  # done, refused, failed, lost, cancelled
     code: str | None = None  # the error's code
-    error: str | None = None  # the class of an error that nobody foresaw
+    error: str | None = None  # the class of an unforeseen error
     # What engines are known to have read, found cached and made: nothing until a job's first event says so.
     prompt_tokens: int = 0
     cached_tokens: int = 0

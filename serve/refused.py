@@ -54,8 +54,11 @@ class Refused:
         if wait_s > 0:
             raise LimitReached(
                 f"{self._bodies_per_minute} requests of this key were refused within a minute for what they say; "
-                f"the next is read in {math.ceil(wait_s)} s", "key.refused_bodies", math.ceil(wait_s), {},
-            )  # fmt: skip
+                f"the next is read in {math.ceil(wait_s)} s",
+                "key.refused_bodies",
+                math.ceil(wait_s),
+                {},
+            )
 
     def check(self, tenant: Tenant) -> None:
         """Raise the remembered refusal of whoever this request belongs to."""

@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Threads:
     """At most `threads` pieces of work at a time, and of one tenant fewer.
 
-    A piece may take seconds, and whether it will be refused is known only afterwards. So nobody ever holds the last
+    A piece may take seconds, and whether it will be refused is known only afterwards. So no tenant ever holds the last
     thread of several, also not by leaving: a piece that has begun keeps its place until it is done.
     """
 
@@ -52,7 +52,7 @@ class Threads:
             self._leave(tenant_id, line)
 
         def tell(_: object) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed: no request waits any more
                 loop.call_soon_threadsafe(done)
 
         piece.add_done_callback(tell)

@@ -169,15 +169,22 @@ def _refusals() -> list[str]:
     invalid = "invalid_request_error"
     return [
         # Ray's own /-/routes names the application, which is private. Routers read paths decoded; so does this rule.
-        _returned(404, "there is no such route", invalid, "not_found",
-                  "{ path,url_dec -m beg /-/ } !{ src 127.0.0.0/8 }"),
+        _returned(
+            404, "there is no such route", invalid, "not_found", "{ path,url_dec -m beg /-/ } !{ src 127.0.0.0/8 }"
+        ),
         # No backend takes what is no path (`OPTIONS *`), and that must not look as if no router were there.
         _returned(404, "there is no such route", invalid, "not_found", "!METH_CONNECT !{ path -m beg / }"),
-        _returned(405, "this server is no proxy", invalid, "method_not_allowed", "METH_CONNECT",
-                  f'hdr Allow "{METHODS}"'),
-        _returned(431, f"the headers are larger than {MOST_HEAD_BYTES} bytes", invalid, "headers_too_large",
-                  f"{{ req.hdrs,length gt {MOST_HEAD_BYTES} }}"),
-    ]  # fmt: skip
+        _returned(
+            405, "this server is no proxy", invalid, "method_not_allowed", "METH_CONNECT", f'hdr Allow "{METHODS}"'
+        ),
+        _returned(
+            431,
+            f"the headers are larger than {MOST_HEAD_BYTES} bytes",
+            invalid,
+            "headers_too_large",
+            f"{{ req.hdrs,length gt {MOST_HEAD_BYTES} }}",
+        ),
+    ]
 
 
 def _returned(status: int, message: str, kind: str, code: str, condition: str, headers: str = "") -> str:

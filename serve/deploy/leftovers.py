@@ -122,7 +122,7 @@ def _recorded(rows: Iterable[_Born]) -> set[psutil.Process]:
 
 
 def _environment(pid: int) -> list[bytes]:
-    """What a process got at its start; nothing of one that has ended, or that is somebody else's."""
+    """What a process got at its start; nothing of one that has ended, or that belongs to another user."""
     try:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:

@@ -55,8 +55,8 @@ def check_arguments(model: Model) -> None:
 def _fields_of_vllm(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     """Of AsyncEngineArgs, as a process of its own sees them.
 
-    Importing vLLM wants variables in the environment and leaves others there, and whoever checks a configuration may
-    start the engines of other models afterwards.
+    Importing vLLM wants variables in the environment and leaves others there, and a process that checks a configuration
+    may start the engines of other models afterwards.
     """
     ask = "import dataclasses as d, vllm.engine.arg_utils as v; print(*(f.name for f in d.fields(v.AsyncEngineArgs)))"
     done = subprocess.run(

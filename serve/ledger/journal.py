@@ -85,9 +85,13 @@ class Journal:
     no place there either is counted in `unwritten`. `write` may be called from any thread."""
 
     def __init__(
-        self, folder: Path, router: str, segment_bytes: int = SEGMENT_BYTES, most_bytes: int = MOST_BYTES,
+        self,
+        folder: Path,
+        router: str,
+        segment_bytes: int = SEGMENT_BYTES,
+        most_bytes: int = MOST_BYTES,
         most_waiting: int = MOST_WAITING,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`most_bytes`: of lines not shipped yet; above that the disk counts as full. `most_waiting`: lines in memory.
 
         A disk that is full already keeps no router from starting: the files are made as soon as there is room.

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from serve.limits import EMPTY, Need, Standing, Used
 from serve.words import Level, Tenant
 
-HOLD_S = 120.0  # a hold that nobody renews vanishes; `renew`, `started` and `grow` do
+HOLD_S = 120.0  # a hold vanishes unless its router renews it; `renew`, `started` and `grow` do
 KEPT_S = 3600.0  # how long a settled hold is remembered, so that settling it twice charges once
 
 CountedBy = Literal["store", "local", "nobody"]

@@ -83,10 +83,19 @@ class RedisLimitStore:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for accounts, of_them in alike.items():
                     tenant = of_them[-1].tenant
-                    ask = self._ask("renew", tenant, holds=[
-                        {"id": h.hold_id, "queued": h.tokens if h.is_queued else 0, "tokens": h.tokens, "cost": h.cost}
-                        for h in of_them
-                    ])  # fmt: skip
+                    ask = self._ask(
+                        "renew",
+                        tenant,
+                        holds=[
+                            {
+                                "id": h.hold_id,
+                                "queued": h.tokens if h.is_queued else 0,
+                                "tokens": h.tokens,
+                                "cost": h.cost,
+                            }
+                            for h in of_them
+                        ],
+                    )
                     records = [self._record(h.tenant, h.hold_id) for h in of_them]
                     await self._script([*accounts, *records], [ask], client=pipe)
                 await pipe.execute()

@@ -42,11 +42,14 @@ def export(
     since: Since = None,
     until: Until = None,
     tenant: OfTenant = None,
-    style: Annotated[Format, typer.Option("--format", help="CSV with a head, or one JSON object per line.")]
-    = Format.CSV,
-    refusals: Annotated[bool, typer.Option("--refusals", help="Instead of rows: refusals that were only counted, by "
-                                           "minute, key and reason.")] = False,
-) -> None:  # fmt: skip
+    style: Annotated[
+        Format, typer.Option("--format", help="CSV with a head, or one JSON object per line.")
+    ] = Format.CSV,
+    refusals: Annotated[
+        bool,
+        typer.Option("--refusals", help="Instead of rows: refusals that were only counted, by minute, key and reason."),
+    ] = False,
+) -> None:
     """Write every row to standard output, oldest first; never a word of a prompt."""
     since_s, until_s = _seconds(since, 0.0), _seconds(until, 1e12)
     with _opened(config, other) as (_, database):
@@ -67,11 +70,12 @@ def usage(
     since: Since = None,
     until: Until = None,
     tenant: OfTenant = None,
-    by: Annotated[str, typer.Option(help="Of day, model, key, tenant, organisation; empty for one sum.")]
-    = "day,model,key",
+    by: Annotated[
+        str, typer.Option(help="Of day, model, key, tenant, organisation; empty for one sum.")
+    ] = "day,model,key",
     as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Sums by day, model and whoever it was; of the last 30 days unless --since says otherwise."""
+) -> None:
+    """Sum usage by day, model and tenant; of the last 30 days unless --since says otherwise."""
     groups = [name for name in by.split(",") if name]
     if unknown := sorted(set(groups) - set(get_args(told.By))):
         raise typer.BadParameter(f"--by: {unknown[0]} is none of {', '.join(get_args(told.By))}")
@@ -89,11 +93,20 @@ def usage(
 
 def _sums(row: told.Usage, groups: list[str]) -> dict[str, Any]:
     """A row of sums by the names of its columns; the cost in whole units of the currency, as a decimal number."""
-    of = {"day": row.day, "model": row.model, "key": row.key_id, "tenant": row.tenant_id,
-          "organisation": row.organisation_id}  # fmt: skip
+    of = {
+        "day": row.day,
+        "model": row.model,
+        "key": row.key_id,
+        "tenant": row.tenant_id,
+        "organisation": row.organisation_id,
+    }
     counts = {outcome: row.requests.get(outcome, 0) for outcome in told.OUTCOMES}
-    tokens = {"prompt": row.prompt_tokens, "computed": row.computed_prompt_tokens, "cached": row.cached_tokens,
-              "output": row.output_tokens}  # fmt: skip
+    tokens = {
+        "prompt": row.prompt_tokens,
+        "computed": row.computed_prompt_tokens,
+        "cached": row.cached_tokens,
+        "output": row.output_tokens,
+    }
     return {**{name: of[name] or None for name in groups}, **counts, **tokens, "cost": f"{row.cost / 1e6:.6f}"}
 
 
@@ -101,7 +114,7 @@ def _sums(row: told.Usage, groups: list[str]) -> dict[str, Any]:
 def check(other: ConfigToo, config: Config, as_json: AsJson = False) -> None:
     """Compare the ledger with what the engines of this machine handed out, killed ones too.
 
-    What no router received is lost, and billed to nobody. Exit status 1 if more was billed than made. Right when all
+    What no router received is lost, and billed to no tenant. Exit status 1 if more was billed than made. Right when all
     requests have ended; rows that `prune` forgot count as lost.
     """
     with _opened(config, other) as (meant, database):
@@ -110,12 +123,25 @@ def check(other: ConfigToo, config: Config, as_json: AsJson = False) -> None:
     whole = sum(count.output_tokens for count in made.values())
     lost = whole - found.output_tokens
     if as_json:
-        show([{"engines": len(made), "made_tokens": whole, "ledger_tokens": found.output_tokens,
-               "lost_tokens": max(0, lost), "lost_requests": found.lost_requests,
-               "open_requests": found.open_requests}], (), as_json)  # fmt: skip
+        show(
+            [
+                {
+                    "engines": len(made),
+                    "made_tokens": whole,
+                    "ledger_tokens": found.output_tokens,
+                    "lost_tokens": max(0, lost),
+                    "lost_requests": found.lost_requests,
+                    "open_requests": found.open_requests,
+                }
+            ],
+            (),
+            as_json,
+        )
     else:
-        say(f"{len(made)} engines made {whole} output tokens; the ledger has {found.output_tokens}; "
-            f"lost {max(0, lost)} ({found.lost_requests} requests lost, {found.open_requests} open)")  # fmt: skip
+        say(
+            f"{len(made)} engines made {whole} output tokens; the ledger has {found.output_tokens}; "
+            f"lost {max(0, lost)} ({found.lost_requests} requests lost, {found.open_requests} open)"
+        )
     if lost < 0:
         refuse(f"the ledger has {-lost} output tokens more than the engines made", 1)
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,11 +24,25 @@ from serve.tenants.development import make_store, open_store
 from serve.tenants.store import Store
 
 PORT = f"{ENVIRONMENT_PREFIX}HTTP__PORT"
-Config = Annotated[Path | None, typer.Option(
-    "--config", "-c", envvar="STARSERVE_CONFIG", default_factory=lambda: None, show_default=False,
-    help="The deployment's YAML; without one, the deployment that runs on this machine.")]  # fmt: skip
-ConfigToo = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", default_factory=lambda: None, show_default=False,
-                                                  help="The same as --config.")]  # fmt: skip
+
+
+def config_option(without: str) -> Any:
+    """The option `--config`, with `without` as the help on what a command acts on when it is not given."""
+    return typer.Option(
+        "--config",
+        "-c",
+        envvar="STARSERVE_CONFIG",
+        default_factory=lambda: None,
+        show_default=False,
+        help=f"The deployment's YAML; without one, {without}.",
+    )
+
+
+Config = Annotated[Path | None, config_option("the deployment that runs on this machine")]
+ConfigToo = Annotated[
+    Path | None,
+    typer.Argument(metavar="[CONFIG]", default_factory=lambda: None, show_default=False, help="The same as --config."),
+]
 
 
 class Deployment:

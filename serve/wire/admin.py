@@ -244,7 +244,7 @@ def _page(rows: list[dict[str, Any]], most: int) -> JSONResponse:
 
 
 def _told_once(made: NewKey, status: int) -> JSONResponse:
-    """A key with its text, which nobody can ask for again: made inside the transaction, so that both are or none."""
+    """A key with its text, which no client can ask for again: made inside the transaction, so that both are or none."""
     return JSONResponse({"key": shown(made.key), "secret": made.secret.reveal()}, status, _NEVER_KEPT)
 
 

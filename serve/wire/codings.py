@@ -61,7 +61,7 @@ def _gunzipped(body: bytes, step: int) -> Iterator[bytes]:
 
 
 def _undeflated(body: bytes, step: int) -> Iterator[bytes]:
-    """`deflate` is the zlib format; some clients send a bare deflate stream, and everybody reads both."""
+    """`deflate` is the zlib format; some clients send a bare deflate stream, and servers read both."""
     wrapped = len(body) > 1 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
     stream = zlib.decompressobj(_ZLIB if wrapped else _RAW)
     yield from _inflated(stream, body, step)

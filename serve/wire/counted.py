@@ -1,8 +1,8 @@
 """How much a body holds, counted before anything looks at what it says.
 
 To validate a value costs some microseconds and some hundred bytes, and a mistake several times that: where a client
-says how many there are, it would say how long everybody waits. Lists of numbers and texts stop at their first mistake
-(`Several` in bodies.py), so what is counted here is what may be large and right.
+says how many there are, it would say how long other clients wait. Lists of numbers and texts stop at their first
+mistake (`Several` in bodies.py), so what is counted here is what may be large and right.
 """
 
 from __future__ import annotations

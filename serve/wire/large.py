@@ -1,7 +1,7 @@
 """Answers that take long to write: log-probabilities of some thousand tokens are a million numbers.
 
 They are rendered in a thread, and written piece by piece: the encoder of JSON holds the interpreter until it is done,
-so that one call for all of it would stop everybody else.
+so that one call for all of it would stop the answers of other clients.
 """
 
 from __future__ import annotations

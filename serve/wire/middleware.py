@@ -18,7 +18,7 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
 class RequestIds:
     """Takes the client's X-Request-Id if it is printable and short, else makes one; echoes it.
 
-    Without `echo` whoever stands in front of us echoes it, as Ray Serve's plain proxy does.
+    Without `echo` the proxy in front of us echoes it, as Ray Serve's plain proxy does.
     """
 
     def __init__(self, app: ASGIApp, echo: bool) -> None:
@@ -41,7 +41,7 @@ class RequestIds:
 
 
 class Failures:
-    """Answers a 500 in OpenAI's shape, and lets the exception go on to whoever logs it.
+    """Answers a 500 in OpenAI's shape, and lets the exception go on to the server, which logs it.
 
     Starlette answers such errors outside of all middleware, where no other header (CORS, the request's id) is added.
     """

@@ -108,9 +108,12 @@ class HttpProtocol(HttpToolsProtocol):
         if not in_answer and not self.transport.is_closing():
             body = json.dumps(error.body()).encode()
             headers = {
-                **error.headers, "Content-Type": "application/json", "Content-Length": str(len(body)),
-                "X-Request-Id": f"req-{secrets.token_hex(12)}", "Connection": "close",
-            }  # fmt: skip
+                **error.headers,
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                "X-Request-Id": f"req-{secrets.token_hex(12)}",
+                "Connection": "close",
+            }
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             self.transport.write(STATUS_LINE[error.status] + lines.encode() + b"\r\n" + body)
         self.transport.close()
@@ -120,8 +123,8 @@ class Continue:
     """Says `100 Continue` when it is called.
 
     Ray Serve asks for the body the moment a request has come, only to hear when its client leaves, so asking cannot
-    be what says it. A scope that leaves this process (Ray's own proxy pickles it) takes nobody along who could
-    call, so then it is said at once.
+    be what says it. A scope that leaves this process (Ray's own proxy pickles it) cannot take this callable
+    along, so then the interim answer is sent at once.
     """
 
     def __init__(self, cycle: RequestResponseCycle) -> None:

@@ -43,7 +43,7 @@ def once(given: QueryParams) -> dict[str, str]:
 
 
 def report_threads() -> Threads:
-    """Where the ledger is read for whoever asks: few at a time, and apart from all that keys and limits depend on."""
+    """Make the threads that read the ledger for tenants: few at a time, apart from what keys and limits depend on."""
     return Threads(2, "report", most=4)
 
 

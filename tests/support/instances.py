@@ -51,11 +51,23 @@ def state_folder() -> Iterator[Path]:
 def supervisor(state: Path, port: int, config: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """A process that holds an instance as `starserve up` does, and serves nothing."""
     given = {**os.environ, "STARSERVE_STATE": str(state), **environment}
-    with ended(subprocess.Popen([sys.executable, "-c", _HOLD, str(port), str(config)], env=given, text=True,
-                                stdout=subprocess.PIPE)) as process:  # fmt: skip
+    with ended(
+        subprocess.Popen(
+            [sys.executable, "-c", _HOLD, str(port), str(config)], env=given, text=True, stdout=subprocess.PIPE
+        )
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
+
+
+@contextmanager
+def _killed_at_the_end(process: psutil.Process) -> Iterator[psutil.Process]:
+    try:
+        yield process
+    finally:
+        if runs(process):
+            process.kill()
 
 
 @contextmanager
@@ -63,12 +75,8 @@ def recorded(state: Path, port: int) -> Iterator[psutil.Process]:
     """A process that a supervisor has written down, who was then killed."""
     given = {**os.environ, "STARSERVE_STATE": str(state)}
     said = subprocess.run([sys.executable, "-c", _RECORD, str(port)], env=given, text=True, stdout=subprocess.PIPE)
-    left = psutil.Process(int(said.stdout))
-    try:
+    with _killed_at_the_end(psutil.Process(int(said.stdout))) as left:
         yield left
-    finally:
-        if runs(left):
-            left.kill()
 
 
 @contextmanager
@@ -77,12 +85,8 @@ def belonging(mark: str) -> Iterator[psutil.Process]:
     given = {**os.environ, MARK: mark}
     command = ["sh", "-c", "sleep 600 >&- & echo $!"]
     said = subprocess.run(command, env=given, stdout=subprocess.PIPE, text=True, check=True)
-    left = psutil.Process(int(said.stdout))
-    try:
+    with _killed_at_the_end(psutil.Process(int(said.stdout))) as left:
         yield left
-    finally:
-        if runs(left):
-            left.kill()
 
 
 @contextmanager

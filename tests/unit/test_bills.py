@@ -72,8 +72,9 @@ class Kill(NamedTuple):
 
 Act = Ask | Step | Refuse | Fail | Leave | Move | Kill
 WHICH = st.integers(0, 5)
-ASKS = st.builds(Ask, st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 2), st.integers(1, 3),
-                 st.booleans())  # fmt: skip
+ASKS = st.builds(
+    Ask, st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 2), st.integers(1, 3), st.booleans()
+)
 STEPS = st.builds(Step, WHICH, st.integers(0, 40))
 KINDS: tuple[st.SearchStrategy[Act], ...] = (
     ASKS,

@@ -85,8 +85,13 @@ def test_usage_is_shown_as_sums(config: Path) -> None:
     ]
     _, told = json.loads(run("usage", *SINCE, "--by", "day,model", "--tenant", "acme", "--json", config=config).stdout)
     assert {name: told[name] for name in ("day", "model", "done", "output", "cached", "cost")} == {
-        "day": "2024-10-04", "model": "m", "done": 2, "output": 10, "cached": 0, "cost": "0.000014",
-    }  # fmt: skip
+        "day": "2024-10-04",
+        "model": "m",
+        "done": 2,
+        "output": 10,
+        "cached": 0,
+        "cost": "0.000014",
+    }
     assert run("usage", "--by", "colour", config=config).exit_code == 2
 
 
@@ -127,8 +132,14 @@ def test_what_engines_made_and_no_router_received_is_told_as_lost(
     write(tmp_path, Entry("b", later, later, "lost", engine="killed", output_tokens=4), Entry("c", later))
     assert "2 engines made 37 output tokens; the ledger has 34; lost 3 (1 requests lost, 1 open)" in told(config)
     (row,) = json.loads(run("check", "--json", config=config).stdout)
-    assert row == {"engines": 2, "made_tokens": 37, "ledger_tokens": 34, "lost_tokens": 3, "lost_requests": 1,
-                   "open_requests": 1}  # fmt: skip
+    assert row == {
+        "engines": 2,
+        "made_tokens": 37,
+        "ledger_tokens": 34,
+        "lost_tokens": 3,
+        "lost_requests": 1,
+        "open_requests": 1,
+    }
     write(tmp_path, Entry("d", later, later, "cancelled", output_tokens=4))  # its router died, and with it the name
     done = run("check", config=config)
     assert done.exit_code == 1

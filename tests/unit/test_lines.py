@@ -100,8 +100,10 @@ def test_a_full_file_is_rotated_and_only_so_many_are_kept(tmp_path: Path) -> Non
         lines.write(f"line {number:03}")
     kept = {file.name: file.read_text().split("\n")[:-1] for file in tmp_path.glob("log*")}
     assert kept == {
-        "log.2": ["line 006", "line 007"], "log.1": ["line 008", "line 009"], "log": ["line 010"],
-    }  # fmt: skip
+        "log.2": ["line 006", "line 007"],
+        "log.1": ["line 008", "line 009"],
+        "log": ["line 010"],
+    }
     assert path.stat().st_mode & 0o777 == 0o600
 
 

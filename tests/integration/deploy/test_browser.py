@@ -66,8 +66,17 @@ def read_in_chromium(address: str, profile: Path) -> dict[str, Any]:
     """What the page wrote."""
     browser = shutil.which("chromium")
     assert browser, "chromium is not installed; this test opens a page in it (Debian: apt install chromium)"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-               f"--user-data-dir={profile}", "--virtual-time-budget=20000", "--dump-dom", address]  # fmt: skip
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+        address,
+    ]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     found = re.search(r'<pre id="told">(.*?)</pre>', shown, flags=re.DOTALL)
     assert found, shown

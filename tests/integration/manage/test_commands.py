@@ -126,9 +126,13 @@ def test_rows_are_whole_words_however_narrow_the_terminal_is(starserve: Say, mon
         monkeypatch.setenv("COLUMNS", columns)
         rows = [line.split(maxsplit=1) for line in starserve("tenants", "list").stdout.splitlines() if line]
         assert dict(rows) == {
-            "tenant_id": name, "organisation_id": "acme", "weight": "1", "band": "interactive",
-            "models": "another, smollm2-135m-instruct", "suspended": "no",
-        }  # fmt: skip
+            "tenant_id": name,
+            "organisation_id": "acme",
+            "weight": "1",
+            "band": "interactive",
+            "models": "another, smollm2-135m-instruct",
+            "suspended": "no",
+        }
 
 
 def test_the_admin_api_has_a_port_and_a_token_of_its_own(starserve: Say, home: Path) -> None:

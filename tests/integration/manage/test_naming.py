@@ -19,13 +19,22 @@ from tests.support.stack import tiny_model
 
 Say = Callable[..., Result]
 READING = [
-    ("tenants", "list"), ("tenants", "show", "web"), ("tenants", "audit"), ("tenants", "key", "list"),
-    ("ledger", "usage"), ("ledger", "export"), ("ledger", "check"), ("ledger", "prune", "--before", "2025-01-01"),
-]  # fmt: skip
+    ("tenants", "list"),
+    ("tenants", "show", "web"),
+    ("tenants", "audit"),
+    ("tenants", "key", "list"),
+    ("ledger", "usage"),
+    ("ledger", "export"),
+    ("ledger", "check"),
+    ("ledger", "prune", "--before", "2025-01-01"),
+]
 WRITING = [
-    ("tenants", "create-organisation", "acme"), ("tenants", "suspend", "web"), ("tenants", "remove", "web"),
-    ("tenants", "key", "revoke", "1f2e3d4c5b6a"), ("admin",),
-]  # fmt: skip
+    ("tenants", "create-organisation", "acme"),
+    ("tenants", "suspend", "web"),
+    ("tenants", "remove", "web"),
+    ("tenants", "key", "revoke", "1f2e3d4c5b6a"),
+    ("admin",),
+]
 
 
 @pytest.fixture

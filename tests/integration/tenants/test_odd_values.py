@@ -33,10 +33,14 @@ TOKEN = Secret("admin-" + "t" * 64)
 NAMES = ("after", "limit", "before", "object", "organisation", "tenant", "since", "until", "by", "cursor", "x")
 QUERIES = st.dictionaries(
     st.sampled_from(NAMES),
-    st.one_of(st.sampled_from(["1", "1000", "0", "acme", "day", "tenant,model", "W10=", "bnVsbA==", str(2**63 - 1)]),
-              odd.times.map(str), odd.numbers.map(str), st.text(max_size=80)),
+    st.one_of(
+        st.sampled_from(["1", "1000", "0", "acme", "day", "tenant,model", "W10=", "bnVsbA==", str(2**63 - 1)]),
+        odd.times.map(str),
+        odd.numbers.map(str),
+        st.text(max_size=80),
+    ),
     max_size=3,
-)  # fmt: skip
+)
 
 
 class Town:
@@ -212,7 +216,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "weight": st.floats(),
     "expires_at": st.just("never") | odd.times.map(str),
     "name": odd.names.map(str),
-}  # fmt: skip
+}
 
 
 @examples(FEW)

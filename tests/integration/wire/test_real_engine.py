@@ -98,12 +98,18 @@ async def test_every_accepted_extreme_is_answered_by_the_real_engine_or_refused_
 @pytest.mark.parametrize(
     "extreme",
     [
-        {"logit_bias": {str(i): -100 for i in range(300)}}, {"temperature": 2, "top_k": 1}, {"stop": ["{"]},
-        {"presence_penalty": 2, "repetition_penalty": 100}, {"logprobs": True, "top_logprobs": 20}, {"max_tokens": 1},
-        {"temperature": 1, "min_p": 1}, {"temperature": 1, "n": 8}, {"logit_bias": {"0": 100}},
+        {"logit_bias": {str(i): -100 for i in range(300)}},
+        {"temperature": 2, "top_k": 1},
+        {"stop": ["{"]},
+        {"presence_penalty": 2, "repetition_penalty": 100},
+        {"logprobs": True, "top_logprobs": 20},
+        {"max_tokens": 1},
+        {"temperature": 1, "min_p": 1},
+        {"temperature": 1, "n": 8},
+        {"logit_bias": {"0": 100}},
     ],
     ids=lambda extreme: ",".join(extreme),
-)  # fmt: skip
+)
 async def test_no_switch_leaves_a_grammar_without_a_token(client: httpx.AsyncClient, extreme: dict[str, Any]) -> None:
     """Masks and biases meet in the engine: whatever a client asks for, the grammar's tokens stay possible."""
     asked = {"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_object"}}

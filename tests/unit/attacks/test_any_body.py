@@ -114,9 +114,13 @@ def bombarded(words_folder: Path) -> Iterator[Bombarded]:
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_no_body_and_no_header_is_a_servers_error_or_stops_the_loop(bombarded: Bombarded, examples: int) -> None:
     @settings(
-        max_examples=examples, derandomize=True, database=None, deadline=None,
-        phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(asked())
     def ask(one: Asked) -> None:
         if bombarded.asked % EACH == 0:

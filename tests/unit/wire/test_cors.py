@@ -111,9 +111,18 @@ async def test_a_page_may_reach_its_users_own_machine_only_by_name(words_folder:
 
 @pytest.mark.parametrize(
     "origins",
-    [["example.com"], ["https://example.com/"], ["https://Example.com"], ["*", PAGE], ["https://a b"], ["null"], "*",
-     ["https://x.com\n    bind *:1"], ["https://x.com:0"]],
-)  # fmt: skip
+    [
+        ["example.com"],
+        ["https://example.com/"],
+        ["https://Example.com"],
+        ["*", PAGE],
+        ["https://a b"],
+        ["null"],
+        "*",
+        ["https://x.com\n    bind *:1"],
+        ["https://x.com:0"],
+    ],
+)
 def test_what_is_no_origin_is_refused(origins: Any) -> None:
     with pytest.raises(SettingsError, match="cors_origins"):
         parse({**SETTINGS, "http": {"cors_origins": origins}})

@@ -16,9 +16,18 @@ from tests.support.people import made
 
 TOKEN = Secret("admin-" + "t" * 64)
 PUBLIC = [
-    "/v1/models", "/v1/models/tiny", "/v1/models/none", "/v1/usage", "/health", "/health/live", "/docs", "/",
-    "/openapi.json", "/docs/assets/swagger-ui.css", "/nowhere",
-]  # fmt: skip
+    "/v1/models",
+    "/v1/models/tiny",
+    "/v1/models/none",
+    "/v1/usage",
+    "/health",
+    "/health/live",
+    "/docs",
+    "/",
+    "/openapi.json",
+    "/docs/assets/swagger-ui.css",
+    "/nowhere",
+]
 ADMIN = ["organisations", "organisations/acme", "tenants", "tenants/web", "keys", "audit", "usage", "tenants/nobody"]
 UNLIKE = {"x-request-id", "date"}  # differ between any two answers
 
@@ -53,10 +62,17 @@ async def test_head_answers_in_the_admin_api_too(admin: httpx.AsyncClient, path:
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", "/v1/completions", "POST"), ("HEAD", "/v1/chat/completions", "POST"), ("POST", "/v1/models", "GET, HEAD"),
-     ("DELETE", "/v1/models/tiny", "GET, HEAD"), ("OPTIONS", "/health", "GET, HEAD"), ("PUT", "/docs", "GET, HEAD"),
-     ("POST", "/docs/assets/swagger-ui.css", "GET, HEAD"), ("POST", "/openapi.json", "GET, HEAD")],
-)  # fmt: skip
+    [
+        ("GET", "/v1/completions", "POST"),
+        ("HEAD", "/v1/chat/completions", "POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/v1/models/tiny", "GET, HEAD"),
+        ("OPTIONS", "/health", "GET, HEAD"),
+        ("PUT", "/docs", "GET, HEAD"),
+        ("POST", "/docs/assets/swagger-ui.css", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+    ],
+)
 async def test_a_wrong_method_is_told_the_right_ones(door: Door, method: str, path: str, allowed: str) -> None:
     answer = await door.client.request(method, path)
     assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
@@ -65,9 +81,13 @@ async def test_a_wrong_method_is_told_the_right_ones(door: Door, method: str, pa
 
 async def test_the_admin_api_tells_them_of_all_its_routes(admin: httpx.AsyncClient) -> None:
     expected = {
-        "tenants/web": "DELETE, GET, HEAD, PATCH", "tenants": "GET, HEAD, POST", "keys": "GET, HEAD",
-        "tenants/web/keys": "POST", "keys/x/rotate": "POST", "audit": "GET, HEAD",
-    }  # fmt: skip
+        "tenants/web": "DELETE, GET, HEAD, PATCH",
+        "tenants": "GET, HEAD, POST",
+        "keys": "GET, HEAD",
+        "tenants/web/keys": "POST",
+        "keys/x/rotate": "POST",
+        "audit": "GET, HEAD",
+    }
     for path, allowed in expected.items():
         answer = await admin.put(path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
