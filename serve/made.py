@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from serve.telling import Teller
-
 FOLDER = "made"  # in the folder of an instance
 _AGAIN_S = 5.0  # between two tries while the disk is full
 _FILE = struct.Struct("<dq")
@@ -37,8 +35,8 @@ class Made:
     def __init__(
         self, folder: Path, engine: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`say` gets a sentence when the count cannot be kept, and when it can again."""
-        self._file, self._tell, self._clock = folder / engine, Teller(say), clock
+        """`say` gets a sentence when the count cannot be kept, and when it can again. It never raises."""
+        self._file, self._say, self._clock = folder / engine, say, clock
         self._count = Count(time.time(), 0)
         self._map: mmap.mmap | None = None
         self._told_full, self._again_s = False, -math.inf
@@ -62,10 +60,10 @@ class Made:
         except OSError as e:
             if not self._told_full:
                 self._told_full = True
-                self._tell(f"what this engine makes cannot be counted on disk ({e.strerror}); it is counted in memory")
+                self._say(f"what this engine makes cannot be counted on disk ({e.strerror}); it is counted in memory")
             return
         if self._told_full:
-            self._tell("what this engine makes is counted on disk again; nothing is missing")
+            self._say("what this engine makes is counted on disk again; nothing is missing")
 
 
 def read_made(folder: Path) -> dict[str, Count]:

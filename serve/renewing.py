@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 
 from serve.limitstore.base import Hold, LimitStore, StoreLost
-from serve.telling import Teller
 
 _AT_ONCE = 50  # holds in one call: some milliseconds of the store's time and of the loop's
 
@@ -15,7 +14,7 @@ class Renewals:
     """The holds of answers on their way."""
 
     def __init__(self, limits: LimitStore, say: Callable[[str], None]) -> None:
-        self._limits, self._tell, self._held = limits, Teller(say), dict[str, Hold]()
+        self._limits, self._say, self._held = limits, say, dict[str, Hold]()
 
     def add(self, hold: Hold) -> None:
         if hold.tenant.limits:
@@ -43,4 +42,4 @@ class Renewals:
         except StoreLost:
             pass
         except Exception as e:  # nothing may end this task: then every hold would lapse
-            self._tell(f"holds could not be renewed ({type(e).__name__}); they are tried again before they lapse")
+            self._say(f"holds could not be renewed ({type(e).__name__}); they are tried again before they lapse")

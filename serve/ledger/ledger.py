@@ -16,7 +16,6 @@ from serve.ledger.refusals import ROWS_PER_S, Refusals
 from serve.ledger.rejected import Rejected
 from serve.ledger.shipping import Shipper
 from serve.record import Record
-from serve.telling import Teller
 
 FOLDER = "ledger"  # in the folder of an instance
 # A mark at each prompt, at the first token and at each so many: what a dead router is known to have received.
@@ -48,16 +47,16 @@ class Ledger:
         now: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         """`folder`: shared by all routers of this machine, kept over restarts. `router`: this replica's name. `say`
-        gets a sentence for the log, from another thread, and may raise. `now`: unix seconds."""
+        gets a sentence for the log, from another thread, and never raises. `now`: unix seconds."""
         self._journal = Journal(folder, router, segment_bytes, most_bytes)
         self._refusals = Refusals(self._journal, rows_per_s)
         self.folder, self.database = folder, database
-        self._now, self._tell = now, Teller(say)
+        self._now, self._say = now, say
         self._next_mark: dict[str, tuple[int, int]] = {}  # of each open request: output tokens, prompt tokens so far
         self._told_full = False
         self._reader = Reader(folder, self._journal.life)
         rejected = Rejected(folder / f"{self._journal.life}.rejected")
-        self._shipper = Shipper(database, self._reader, rejected, self._tell, self._tick, self._journal.forget)
+        self._shipper = Shipper(database, self._reader, rejected, self._say, self._tick, self._journal.forget)
 
     @property
     def router(self) -> str:
@@ -134,7 +133,7 @@ class Ledger:
         self._journal.write_waiting()
         full = bool(self._journal.waiting)
         if full and not self._told_full:
-            self._tell(f"the ledger's journal cannot be written ({self._journal.last_error}); lines wait in memory")
+            self._say(f"the ledger's journal cannot be written ({self._journal.last_error}); lines wait in memory")
         elif self._told_full and not full:
-            self._tell(f"the ledger's journal can be written again; {self._journal.unwritten} lines were lost")
+            self._say(f"the ledger's journal can be written again; {self._journal.unwritten} lines were lost")
         self._told_full = full

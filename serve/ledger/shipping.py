@@ -19,7 +19,6 @@ from serve.ledger.journal import Line, Place
 from serve.ledger.reading import Reader
 from serve.ledger.rejected import Rejected
 from serve.ledger.tables import write_counts, write_entries, write_marks
-from serve.telling import Teller
 
 POLL_S = 0.2
 LONGEST_WAIT_S = 5.0  # between two tries while the database is away
@@ -89,15 +88,15 @@ def ship_all(database: Engine, reader: Reader, rejected: Path) -> tuple[int, int
 
 
 class Shipper:
-    """The thread, which outlives whatever disk, database and log do. `tell` gets a sentence when an outage begins and
+    """The thread, which outlives whatever disk, database and log do. `say` gets a sentence when an outage begins and
     when it ends; `tick` is called before each look."""
 
     def __init__(
-        self, database: Engine, reader: Reader, rejected: Rejected, tell: Teller,
+        self, database: Engine, reader: Reader, rejected: Rejected, say: Callable[[str], None],
         tick: Callable[[], None], removed: Callable[[int], None],
     ) -> None:  # fmt: skip
         self._database, self._reader, self._rejected = database, reader, rejected
-        self._tell, self._tick, self._removed = tell, tick, removed
+        self._say, self._tick, self._removed = say, tick, removed
         self.shipped = self.rejected = 0  # lines
         self._away_s, self._away_since = 0.0, 0.0  # 0: not away
         self._told_trouble = False  # that the place in the journal cannot be noted
@@ -152,7 +151,6 @@ class Shipper:
             self._wake.clear()
             began = time.monotonic()
             try:
-                self._tell.again()
                 self._tick()
                 found = self._look()
             except Exception as e:  # whatever it is: this thread must outlive it
@@ -177,24 +175,22 @@ class Shipper:
         if lines and self._away_since:
             away_s = time.monotonic() - self._away_since
             self._away_s, self._away_since, self._failures = self._away_s + away_s, 0.0, 0
-            self._tell(f"the ledger's database takes rows again, after {away_s:.0f} s; none was lost")
+            self._say(f"the ledger's database takes rows again, after {away_s:.0f} s; none was lost")
         self.shipped += len(lines)
         return len(lines)
 
     def _tell_trouble(self, why: str) -> None:
         if why and not self._told_trouble:
-            self._tell(
-                f"the ledger's place in its journal cannot be noted ({why}); a crash now would cost time, no row"
-            )
+            self._say(f"the ledger's place in its journal cannot be noted ({why}); a crash now would cost time, no row")
         elif self._told_trouble and not why:
-            self._tell("the ledger's place in its journal can be noted again")
+            self._say("the ledger's place in its journal can be noted again")
         self._told_trouble = bool(why)
 
     def _fail(self, error: Exception) -> None:
         self._rejected.again()
         if not self._away_since:
             self._away_since = time.monotonic()
-            self._tell(f"{_blamed(error)}; rows wait in the journal")
+            self._say(f"{_blamed(error)}; rows wait in the journal")
         self._failures += 1
         self._stop.wait(min(LONGEST_WAIT_S, 0.1 * 2 ** min(self._failures, 10)))
 

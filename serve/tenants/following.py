@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from serve.telling import Teller
 from serve.tenants.directory import Tenants
 from serve.tenants.rows import Changes
 from serve.tenants.store import Store
@@ -25,20 +24,19 @@ async def follow(
     """Take what changed, every second, until cancelled. The database is read in a thread, one read at a time.
 
     The thread is its own: a revoked key must not stay open because other work fills a pool. While the database is
-    away the last state stays: `on_error` is told once per outage and once when it is over. What it raises ends nothing.
+    away the last state stays: `on_error` is told once per outage and once when it is over. It never raises.
     """
-    away, tell = False, Teller(on_error)
+    away = False
 
     def tell_outage(why: str) -> None:
         nonlocal away
         if not away:
-            tell(f"tenants: the database is away ({why}); keys and limits stay as they were until it is back")
+            on_error(f"tenants: the database is away ({why}); keys and limits stay as they were until it is back")
         away = True
 
     loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, thread_name_prefix="tenants")
     while True:
         await asyncio.sleep(every_s)
-        tell.again()
         reading = loop.run_in_executor(thread, store.changes_since, tenants.number)
         done, _ = await asyncio.wait({reading}, timeout=patience_s)
         if not done:
@@ -47,7 +45,7 @@ async def follow(
         if isinstance(changes, Changes):
             tenants.apply(changes)
             if away:
-                tell("tenants: the database is back")
+                on_error("tenants: the database is back")
             away = False
         else:
             tell_outage(type(changes).__name__)

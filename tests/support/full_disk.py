@@ -1,8 +1,10 @@
-"""A disk without room, for this process."""
+"""A disk without room: for all files of this process, or for the lines of one log."""
 
 from __future__ import annotations
 
+import errno
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,3 +18,15 @@ def full_disk(at_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class Room:
+    """A place for `serve.lines.Lines` that takes lines unless it is full."""
+
+    def __init__(self, full: threading.Event, told: list[str]) -> None:
+        self._full, self._told = full, told
+
+    def append(self, line: bytes) -> None:
+        if self._full.is_set():
+            raise OSError(errno.ENOSPC, "no space left")
+        self._told.append(line.decode().removesuffix("\n"))

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent / "serve"
 FLOORS = (
     {"words", "record", "errors", "eight_bits", "gpus"},
     {"services", "limit_settings", "model_settings", "settings", "fim", "prompts", "schemas", "plan", "fairshare",
-     "rights", "limits", "lengths", "affinity", "refused", "made", "threads", "telling", "lines", "draining"},
+     "rights", "limits", "lengths", "affinity", "refused", "made", "threads", "lines", "draining"},
     {"starcoder", "database", "migrations"},
     {"tokens", "tenants", "limitstore", "ledger", "weights", "logs", "tracing", "engines"},
     {"answers", "jobs", "restoring", "renewing"},

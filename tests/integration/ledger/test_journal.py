@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from serve.ledger.tables import ledger, refusals
-from tests.support.full_disk import full_disk
+from serve.lines import Lines
+from tests.support.full_disk import Room, full_disk
 from tests.support.ledgers import MakeLedger, a_record, stored
 
 
@@ -41,12 +42,8 @@ def test_a_full_disk_under_journal_database_and_log_ends_nothing_and_heals(
 ) -> None:
     full, on_it = threading.Event(), database.dialect.name == "sqlite"
 
-    def say(sentence: str) -> None:
-        if full.is_set():
-            raise OSError("no space left")
-        said.append(sentence)
-
-    one = make(say=say)
+    log = Lines(Room(full, said), str, again_s=0.05)
+    one = make(say=log.write)
     one.opened(record := a_record(0, outcome="done"))
     one.closed(record)
     assert one.flush(20)

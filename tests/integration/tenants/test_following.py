@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from serve.errors import Unauthorized
+from serve.lines import Lines
 from serve.services import Database
 from serve.tenants.development import make_store
 from serve.tenants.directory import Tenants
@@ -19,6 +21,7 @@ from serve.tenants.following import follow
 from serve.tenants.given import KeyGiven
 from serve.tenants.rows import Changes
 from serve.tenants.store import Store
+from tests.support.full_disk import Room
 from tests.support.people import bearer, made, router
 from tests.support.servers import Postgres, postgres
 
@@ -99,23 +102,19 @@ async def test_an_outage_is_told_once_and_the_last_state_stays(store: Store) -> 
 
 
 async def test_a_log_that_cannot_be_written_ends_no_following_and_is_told_later(store: Store) -> None:
-    key, told, full = made(store), list[str](), True
+    key, told, full = made(store), list[str](), threading.Event()
     tenants, lost = router(store), _Away(store)
-
-    def say(sentence: str) -> None:
-        if full:
-            raise OSError("no space left")
-        told.append(sentence)
-
+    log = Lines(Room(full, told), str, again_s=0.05)
+    full.set()
     lost.away = True
-    task = asyncio.create_task(follow(tenants, lost, say, 0.01))  # type: ignore[arg-type]
+    task = asyncio.create_task(follow(tenants, lost, log.write, 0.01))  # type: ignore[arg-type]
     await within(5, lambda: lost.asked > 3)
     lost.away = False
     with store.acting("ann") as acts:
         acts.remove("key", key.key.key_id)
     await within(5, lambda: refuses(tenants, bearer(key)))
     assert told == []
-    full = False
+    full.clear()
     await within(5, lambda: len(told) == 2)
     assert told[1] == "tenants: the database is back"
     task.cancel()
