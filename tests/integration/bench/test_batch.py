@@ -27,7 +27,8 @@ def config(starcoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("batch")
     path = folder / "c.yaml"
     path.write_text(yaml.safe_dump({"models": [tiny_model(starcoder_folder, max_num_seqs=4)]}))
-    subprocess.run([sys.executable, "-m", "serve", "model", "prepare", str(path)], check=True, env=environment(folder))
+    prepared = CliRunner().invoke(cli, ["model", "prepare", str(path)], env=environment(folder))
+    assert prepared.exit_code == 0, prepared.output
     return path
 
 
@@ -73,8 +74,8 @@ def test_a_dataset_is_resumed_after_a_kill_with_nothing_twice_and_nothing_missin
         below = psutil.Process(first.pid).children(recursive=True)
         for process in (psutil.Process(first.pid), *below):
             process.send_signal(signal.SIGSTOP)  # in the middle of its work, for as long as we look
-        refused = subprocess.run(command, capture_output=True, text=True, env=told)
-        assert (refused.returncode, "another run is writing to it" in refused.stderr) == (1, True)
+        refused = CliRunner().invoke(cli, options, env=told)
+        assert (refused.exit_code, "another run is writing to it" in refused.output) == (1, True)
         for process in (psutil.Process(first.pid), *below):
             process.send_signal(signal.SIGKILL)
     psutil.wait_procs(below, timeout=10)
@@ -93,11 +94,11 @@ def test_a_dataset_is_resumed_after_a_kill_with_nothing_twice_and_nothing_missin
     good = [r["body"] for r in by_id.values() if r["status_code"] == 200]
     assert {body["choices"][0]["finish_reason"] for body in good} == {"length"}
     assert {body["usage"]["completion_tokens"] for body in good} == {120}
-    other = subprocess.run([*command, "--limit", "5"], capture_output=True, text=True, env=told)
-    assert "was begun with another dataset" in other.stderr
+    other = CliRunner().invoke(cli, [*options, "--limit", "5"], env=told)
+    assert "was begun with another dataset" in " ".join(other.output.split())
     began = time.monotonic()
-    again = subprocess.run(command, capture_output=True, text=True, env=told)
-    assert (again.returncode, "0 are left" in again.stdout) == (0, True)
+    again = CliRunner().invoke(cli, options, env=told)
+    assert (again.exit_code, "0 are left" in again.output) == (0, True)
     assert time.monotonic() - began < 60  # no engine is started for nothing
 
 
